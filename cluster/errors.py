@@ -1,0 +1,27 @@
+"""The one exception tree of Secateur, with the exit code each branch means."""
+
+from __future__ import annotations
+
+
+class SecateurError(Exception):
+    """Signal a failure that Secateur understands; the message says what, what was got, the rule, the next act."""
+
+    exit_code = 1
+
+
+class InputError(SecateurError):
+    """Signal that the input or the configuration is wrong: exit code 2, nothing written."""
+
+    exit_code = 2
+
+
+class StageError(SecateurError):
+    """Signal that a stage could not be finished; what was committed stays committed."""
+
+
+class StoreError(SecateurError):
+    """Signal that the object store refused, or could not do, what was asked."""
+
+
+class CorruptError(StoreError):
+    """Signal that a stored object is not what its seal, key or footer says it is."""

@@ -1,0 +1,207 @@
+"""The object store: every byte of state is read and written here, create-only unless a name says otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+from cluster.errors import InputError, StoreError
+from cluster.s3 import S3Objects
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*(/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*\Z")
+
+
+def check_name(name: str) -> str:
+    """Return `name`, or raise StoreError when it could leave the store or hide in it."""
+    if not _NAME.match(name):
+        raise StoreError(f"object name {name!r} is refused: names are relative paths of letters, digits and ._=+-")
+    return name
+
+
+class Objects(Protocol):
+    """Say what a kind of storage must do; names are relative to its root."""
+
+    def create(self, name: str, data: bytes) -> bool: ...
+    def replace(self, name: str, data: bytes) -> None: ...
+    def read(self, name: str) -> bytes: ...
+    def exists(self, name: str) -> bool: ...
+    def list(self, prefix: str) -> list[str]: ...
+    def remove(self, name: str) -> None: ...
+    def open(self, name: str) -> BinaryIO: ...
+
+
+class FileObjects:
+    """Keep objects as files: published by link, so that a name appears once, whole, or not at all."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def _scratch(self, data: bytes) -> Path:
+        folder = self.root / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / uuid.uuid4().hex
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return path
+
+    @staticmethod
+    def _sync_folder(folder: Path) -> None:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def create(self, name: str, data: bytes) -> bool:
+        final = self.root / name
+        if final.exists():
+            return False
+        scratch = self._scratch(data)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.link(scratch, final)
+        except FileExistsError:
+            return False
+        finally:
+            scratch.unlink(missing_ok=True)
+        self._sync_folder(final.parent)
+        return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        final = self.root / name
+        scratch = self._scratch(data)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(scratch, final)
+        self._sync_folder(final.parent)
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+    def list(self, prefix: str) -> list[str]:
+        folder = self.root / prefix
+        if not folder.is_dir():
+            return []
+        return sorted(str(path.relative_to(self.root)) for path in folder.rglob("*") if path.is_file())
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self.root / name).unlink()
+
+    def open(self, name: str) -> BinaryIO:
+        return (self.root / name).open("rb")
+
+
+class Store:
+    """Hold the root URI of all state. Pickles as the URI alone: credentials come from each machine's environment."""
+
+    def __init__(self, uri: str) -> None:
+        self.objects: Objects
+        if uri.startswith("s3://"):
+            self.uri = uri.rstrip("/")
+            self.objects = S3Objects(self.uri)
+        elif "://" in uri and not uri.startswith("file://"):
+            raise InputError(f"store {uri!r}: its scheme is not known; use a folder, file:// or s3://BUCKET/PREFIX")
+        else:
+            self.uri = str(Path(uri.removeprefix("file://")).absolute())
+            self.objects = FileObjects(Path(self.uri))
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return (Store, (self.uri,))
+
+    def url(self, name: str) -> str:
+        """Return the full address of `name`, for people."""
+        return f"{self.uri}/{check_name(name)}"
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Publish `data` under `name` in one atomic step; return False, changing nothing, where the name is taken."""
+        return self.objects.create(check_name(name), data)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Put `data` under `name` atomically, over what is there. For views and heartbeats, never for stage results."""
+        self.objects.replace(check_name(name), data)
+
+    def read(self, name: str) -> bytes:
+        """Return the whole object. Raises FileNotFoundError."""
+        return self.objects.read(check_name(name))
+
+    def exists(self, name: str) -> bool:
+        """Return whether the object is there now."""
+        return self.objects.exists(check_name(name))
+
+    def list(self, prefix: str) -> list[str]:
+        """Return the sorted names under the folder `prefix`."""
+        return self.objects.list(check_name(prefix))
+
+    def remove(self, name: str) -> None:
+        """Remove an object of work in progress; nothing happens where it is gone already."""
+        self.objects.remove(check_name(name))
+
+    def open(self, name: str) -> BinaryIO:
+        """Open an object for seekable reading."""
+        return self.objects.open(check_name(name))
+
+    def check_writable(self) -> None:
+        """Raise InputError when nothing can be written here. Leaves nothing behind."""
+        name = f"tmp/probe-{uuid.uuid4().hex}"
+        try:
+            self.create(name, b"probe")
+            self.remove(name)
+        except (OSError, StoreError) as error:
+            raise InputError(
+                f"store {self.uri} cannot be written ({error}); name a writable place with --store or SECATEUR_STORE"
+            ) from error
+
+
+def open_uri(uri: str) -> BinaryIO:
+    """Open user data for seekable reading: a local path, file:// or s3://. Raises FileNotFoundError."""
+    if uri.startswith("s3://"):
+        return S3Objects(uri.rpartition("/")[0]).open(uri.rpartition("/")[2])
+    return Path(uri.removeprefix("file://")).open("rb")
+
+
+def read_uri(uri: str) -> bytes:
+    """Return all bytes of a local path, file:// or s3:// object."""
+    with open_uri(uri) as file:
+        return file.read()
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """Return the fsspec file system of `uri` and the path in it, without a listing cache."""
+    if uri.startswith("s3://"):
+        return S3Objects(uri).fs, uri.removeprefix("s3://")
+    from fsspec.implementations.local import LocalFileSystem
+
+    return LocalFileSystem(), str(Path(uri.removeprefix("file://")).absolute())
+
+
+def replace_uri(uri: str, data: bytes) -> None:
+    """Write `data` to a user's URI atomically, over what is there; on any error the old object stays untouched."""
+    if uri.startswith("s3://"):
+        S3Objects(uri.rpartition("/")[0]).replace(uri.rpartition("/")[2], data)
+        return
+    final = Path(uri.removeprefix("file://")).absolute()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    scratch = final.parent / f".{final.name}.{uuid.uuid4().hex}"
+    try:
+        with scratch.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, final)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def as_binary(data: bytes) -> BinaryIO:
+    """Return `data` as a seekable binary file."""
+    return cast(BinaryIO, io.BytesIO(data))

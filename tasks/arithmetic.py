@@ -1,0 +1,69 @@
+"""The state that results depend on beside their inputs: device, threads, autocast, random streams. Set, then restored."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from cluster.errors import InputError
+from tasks.spec import Numerics
+
+
+def device_of(numerics: Numerics) -> torch.device:
+    """Return the device. Raises InputError when CUDA is asked for and this process sees no CUDA device."""
+    if numerics.device == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(
+                "numerics.device is cuda, but this worker sees no CUDA device; set device: cpu, or give the stage "
+                "resources.gpus and a cluster with GPUs"
+            )
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def arithmetic(numerics: Numerics) -> Iterator[None]:
+    """Fix the number of threads and the choice of kernels while the block runs.
+
+    On CUDA: deterministic cuDNN kernels, chosen without timing them, and no TF32, so that float32 is float32.
+    """
+    threads = torch.get_num_threads()
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    torch.set_num_threads(numerics.threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.set_num_threads(threads)
+
+
+def autocast(numerics: Numerics) -> torch.autocast:
+    """Return the autocast context of a forward pass: bfloat16 where asked for, else one that does nothing."""
+    return torch.autocast(numerics.device, dtype=torch.bfloat16, enabled=numerics.autocast is not None)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global streams of torch (every device), NumPy and Python. Only inside `isolated_rng`."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextlib.contextmanager
+def isolated_rng() -> Iterator[None]:
+    """Put the global random streams of torch, NumPy and Python back as they were when the block ends."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    # A CUDA context is not started only to save a random state that nobody has used yet.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

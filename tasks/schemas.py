@@ -1,0 +1,75 @@
+"""The schema of every table that a stage publishes."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, 3
+"""Values of `split`. UNUSED rows lie outside `data.limit`."""
+
+INDEX = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        # Ordinal of the row in the train (or the test) location, counted over its shards in order.
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("split", pa.int8(), nullable=False),
+        # 0..K-1 after label_map; -1 for test rows, whose labels only evaluation reads.
+        pa.field("label", pa.int64(), nullable=False),
+    ]
+)
+
+SELECTION = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("arm", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+        pa.field("inclusion_prob", pa.float64(), nullable=False),
+        pa.field("weight", pa.float32(), nullable=False),
+    ]
+)
+
+DYNAMICS = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("presentations", pa.int32(), nullable=False),
+        pa.field("forgetting_events", pa.int32(), nullable=False),
+        pa.field("never_learned", pa.bool_(), nullable=False),
+        pa.field("forgetting", pa.float32(), nullable=False),
+        pa.field("aum", pa.float32(), nullable=False),
+    ]
+)
+
+CORRECTNESS = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("predicted", pa.int64(), nullable=False),
+    ]
+)
+
+
+def scores_schema(columns: list[str]) -> pa.Schema:
+    """Return the schema of a score part: example_id, then one float32 column a name."""
+    fields = [pa.field("example_id", pa.int64(), nullable=False)]
+    return pa.schema(fields + [pa.field(name, pa.float32(), nullable=False) for name in columns])
+
+
+def score_table_schema(columns: list[str]) -> pa.Schema:
+    """Return the schema of the merged score table: example_id, label, then one float32 column a name."""
+    fields = [pa.field("example_id", pa.int64(), nullable=False), pa.field("label", pa.int64(), nullable=False)]
+    return pa.schema(fields + [pa.field(name, pa.float32(), nullable=False) for name in columns])
+
+
+def subset_schema(shape: tuple[int, ...], dtype: pa.DataType) -> pa.Schema:
+    """Return the schema of a compact subset shard; features are flattened rows of `shape`, kept in the metadata."""
+    width = 1
+    for size in shape:
+        width *= size
+    return pa.schema(
+        [
+            pa.field("example_id", pa.int64(), nullable=False),
+            pa.field("position", pa.int64(), nullable=False),
+            pa.field("features", pa.list_(dtype, width), nullable=False),
+            pa.field("label", pa.int64(), nullable=False),
+            pa.field("weight", pa.float32(), nullable=False),
+        ]
+    )

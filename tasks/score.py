@@ -1,0 +1,155 @@
+"""The score stage: every train example scored by every proxy, one Parquet part a shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import field_validator, model_validator
+
+from cluster.errors import InputError
+from cluster.fingerprint import stage_key
+from tasks.scores.registry import SCORES, score_info
+from tasks.spec import Numerics, Resources, Spec, setting
+
+if TYPE_CHECKING:
+    from cluster.record import Seal
+    from cluster.storage import Store
+    from tasks.pool import Pool
+    from tasks.proxy import ProxySpec
+    from tasks.sources.spec import DataSpec
+
+VERSION = 1
+NEVER_LEARNED = "never_learned"
+
+
+class ScoreUse(Spec):
+    """Ask for a score, at a checkpoint of the proxies. The plain text `el2n` or `el2n@0.1` means the same."""
+
+    name: str = setting(..., identity=True, doc=f"One of: {', '.join(SCORES)}.")
+    at: float = setting(
+        1.0, identity=True, gt=0, le=1, doc="Fraction of proxy training at which it is taken; 1 is its end."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        name, mark, at = value.partition("@")
+        return {"name": name, "at": at} if mark else {"name": name}
+
+    @model_validator(mode="after")
+    def _known(self) -> ScoreUse:
+        info = score_info(self.name)
+        if self.at != 1 and not info.by_batch:
+            why = "the dynamics of the whole training" if info.needs == "dynamics" else "no proxy"
+            raise InputError(f"score {self.name!r} has at={self.at}: it reads {why}, so leave `at` out")
+        return self
+
+
+class ScoreSpec(Spec):
+    """Say which scores are computed, and on what arithmetic."""
+
+    scores: tuple[ScoreUse, ...] = setting(..., identity=True, min_length=1, doc="The scores: names, or {name, at}.")
+    forward_rows: int = setting(
+        256, identity=True, ge=16, doc="Rows of every forward pass; short batches are padded, so that bytes agree."
+    )
+    numerics: Numerics = setting(Numerics(), identity=True, doc="Device, autocast and threads of scoring.")
+    resources: Resources = setting(Resources(), identity=False, doc="How the stage is run.")
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | dict) else value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ScoreSpec:
+        names = [column_name(use) for use in self.scores]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError(f"scores lists {', '.join(twice)} more than once; each column has one score")
+        return self
+
+
+def column_name(use: ScoreUse) -> str:
+    """Return the column of a score: its name, and its checkpoint where that is not the last, as in `el2n@0.1`."""
+    return use.name if use.at == 1 else f"{use.name}@{use.at:g}"
+
+
+def checkpoints_needed(spec: ScoreSpec) -> tuple[float, ...]:
+    """Return the fractions of proxy training at which a checkpoint is kept: ascending, 1.0 always among them."""
+    return tuple(sorted({1.0, *(use.at for use in spec.scores)}))
+
+
+def needs_proxies(spec: ScoreSpec) -> bool:
+    """Return whether any score reads a proxy."""
+    return any(score_info(use.name).needs != "nothing" for use in spec.scores)
+
+
+def score_columns(spec: ScoreSpec, proxies: int) -> dict[str, str | None]:
+    """Return every column of the score table in order, each with the end that is kept (null: not for ranking).
+
+    For a score `c` of proxies: `c` (their mean), `c_std` (ddof 1; 0 with one proxy), `c_s0`, `c_s1`... in the order of
+    the proxies; `never_learned` (fraction of proxies) beside forgetting. `random` has one column: it has no proxies.
+    """
+    out: dict[str, str | None] = {}
+    for use in spec.scores:
+        info, column = score_info(use.name), column_name(use)
+        out[column] = info.direction
+        if info.needs == "nothing":
+            continue
+        out[f"{column}_std"] = None
+        out.update({f"{column}_s{number}": info.direction for number in range(proxies)})
+        if use.name == "forgetting":
+            out[NEVER_LEARNED] = None
+    return out
+
+
+def scorer_key(spec: ScoreSpec, proxy: ProxySpec, proxy_keys: list[str], code: str, seed: int) -> str:
+    """Return the key of a scorer: everything a score depends on but the example.
+
+    `code` is the digest of user code, `seed` the run's root seed, which only the score `random` reads.
+    """
+    definitions = {use.name: score_info(use.name).version for use in spec.scores}
+    identity: dict[str, Any] = {**spec.identity(), "definitions": definitions}
+    digests: dict[str, Any] = {}
+    if any(use.name == "random" for use in spec.scores):
+        identity["seed"] = seed
+    if needs_proxies(spec):
+        from importlib.metadata import version
+
+        identity["model"] = proxy.model.identity()
+        # These two of the recipe are on every forward pass of a score; the rest of it is in the proxies' keys.
+        recipe = proxy.recipe.identity()
+        identity["transform"], identity["collate"] = recipe["transform"], recipe["collate"]
+        digests = {"code": code, "torch": ".".join(version("torch").split(".")[:2])}
+    return stage_key("scorer", VERSION, identity, proxy_keys if needs_proxies(spec) else [], digests)
+
+
+def score_key(scorer: str, index_key: str) -> str:
+    """Return the key of the score stage: a scorer applied to the shards of one index."""
+    return stage_key("score", VERSION, {}, [scorer, index_key])
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """Hold what the score stage reads. `proxies` are in the order of their numbers; empty where no score needs one."""
+
+    data: DataSpec
+    index: Seal
+    proxy: ProxySpec
+    proxies: tuple[Seal, ...] | list[Seal]
+    code: str
+    seed: int
+
+
+def score_stage(spec: ScoreSpec, inputs: ScoreInputs, store: Store, pool: Pool) -> Seal:
+    """Score the train rows of every shard and return the seal.
+
+    Each part holds the rows of its shard in row order; parts already there are kept. Raises StageError naming the
+    examples when a score is not finite; InputError when the model cannot give a score asked for.
+    """
+    from tasks.score_worker import run_score_stage
+
+    return run_score_stage(spec, inputs, store, pool)

@@ -1,0 +1,91 @@
+"""Tables to bytes and back, with a footer that binds them to a key; the checks that every part passes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.errors import CorruptError
+from cluster.fingerprint import canonical_json, sha256
+from cluster.record import Part, read_part
+from cluster.storage import Store
+
+FOOTER = b"secateur"
+
+
+def ids_digest(ids: np.ndarray[Any, np.dtype[np.int64]]) -> str:
+    """Return the sha256 of ids (N,) int64 in their order."""
+    return sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes())
+
+
+def encode_table(table: pa.Table, key: str, **facts: Any) -> bytes:
+    """Return the Parquet bytes of a table whose footer holds {key, rows, ids, **facts}.
+
+    Deterministic for one version of pyarrow. The table must have a column example_id.
+    """
+    ids = table.column("example_id").to_numpy()
+    footer = canonical_json({"key": key, "rows": table.num_rows, "ids": ids_digest(ids), **facts}, "footer")
+    metadata = {**(table.schema.metadata or {}), FOOTER: footer}
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", row_group_size=2**20)
+    return bytes(sink.getvalue())
+
+
+def decode_table(data: bytes, where: str, columns: list[str] | None = None) -> pa.Table:
+    """Return the table in Parquet bytes. Raises CorruptError naming `where`."""
+    try:
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorruptError(f"part {where} is not readable Parquet ({error})") from error
+
+
+def footer_of(table: pa.Table, where: str) -> dict[str, Any]:
+    """Return the facts that `encode_table` put into the footer. Raises CorruptError."""
+    try:
+        facts = json.loads((table.schema.metadata or {})[FOOTER])
+    except (KeyError, ValueError) as error:
+        raise CorruptError(f"part {where} has no footer of Secateur's: it was not written by a stage") from error
+    return dict(facts)
+
+
+def part_check(
+    key: str, where: str, ids: np.ndarray[Any, np.dtype[np.int64]] | None = None
+) -> Callable[[bytes], int]:
+    """Return check(bytes) -> rows, which raises CorruptError unless the bytes are a whole table of `key`.
+
+    Checks key, row count and ids digest against the footer, `ids` too where given, and that every float is finite.
+    """
+
+    def check(data: bytes) -> int:
+        table = decode_table(data, where)
+        facts = footer_of(table, where)
+        if facts.get("key") != key:
+            raise CorruptError(f"part {where} is of key {facts.get('key')}, not {key}: it belongs to another stage")
+        got = table.column("example_id").to_numpy()
+        if facts.get("rows") != table.num_rows or facts.get("ids") != ids_digest(got):
+            raise CorruptError(f"part {where} does not hold the rows its footer states: it was cut short or changed")
+        if ids is not None and not np.array_equal(got, ids):
+            raise CorruptError(f"part {where} has {len(got)} ids that are not the {len(ids)} of its shard")
+        for field in table.schema:
+            if pa.types.is_floating(field.type) and not np.isfinite(table.column(field.name).to_numpy()).all():
+                raise CorruptError(f"part {where}: column {field.name} holds NaN or infinity")
+        return int(table.num_rows)
+
+    return check
+
+
+def load_part(store: Store, part: Part, columns: list[str] | None = None) -> pa.Table:
+    """Return a sealed part as a table, verified against its seal. Raises CorruptError."""
+    return decode_table(read_part(store, part), store.url(part.name), columns)
+
+
+def with_metadata(table: pa.Table, facts: Mapping[str, Any]) -> pa.Table:
+    """Return the table with `facts` as JSON values in its schema metadata."""
+    metadata = dict(table.schema.metadata or {})
+    metadata.update({name.encode(): canonical_json(value, name) for name, value in facts.items()})
+    return table.replace_schema_metadata(metadata)

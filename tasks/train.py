@@ -1,0 +1,195 @@
+"""The train stage: one final model a unit (arm, keep, replicate), evaluated at its last step on the test split.
+
+How several workers train one model (`world_size` > 1). `train_stage` calls, once for each unit that is not sealed,
+
+    launch(job, name, world_size, resources)
+
+with `job` a picklable `TrainJob`, `name` = "train-<key12>" (stable over attempts: the name under which a launcher may
+resume), and the spec's `world_size` and `resources` (of each worker). The launcher must start `world_size` processes
+that form one torch.distributed process group (gloo on CPU, nccl on CUDA, each rank's CUDA device made current), call
+
+    run_train_job(job, rank, world_size, report)
+
+in every one of them, and return when all have returned, or raise when one raised. `report(metrics: dict[str, float])`
+is called by every rank the same number of times, at the same steps; it may be a barrier. Rank 0 alone writes: the work
+checkpoints, the parts and the seal, all through the store and create-only. A job that is started again goes on from
+the newest checkpoint in the store: rank 0 chooses it and broadcasts the choice. Nothing is returned by value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pydantic import model_validator
+
+from cluster.errors import InputError, StageError
+from cluster.fingerprint import stage_key
+from cluster.record import Seal, Unit
+from tasks.budget import check_length, steps_of
+from tasks.spec import Numerics, Recipe, Resources, Spec, Use, setting
+
+if TYPE_CHECKING:
+    from cluster.storage import Store
+    from tasks.pool import Pool
+    from tasks.sources.spec import DataSpec
+
+VERSION = 1
+
+
+class TrainSpec(Spec):
+    """Say how the final models are trained. Exactly one of `steps` and `epochs` is given."""
+
+    model: Use = setting(..., identity=True, doc="Model: mlp, cnn, resnet18, or package.module:callable.")
+    batch_size: int = setting(128, identity=True, ge=1, doc="Examples of a step, over all workers.")
+    steps: int | None = setting(None, identity=True, ge=1, doc="Optimiser steps, the same for every arm and keep.")
+    epochs: float | None = setting(None, identity=True, gt=0, doc="Passes over the subset, instead of steps.")
+    min_steps: int = setting(0, identity=True, ge=0, doc="Least optimiser steps where epochs are given.")
+    lr: float = setting(3e-3, identity=True, gt=0, doc="Learning rate; the peak of the default one-cycle schedule.")
+    weight_decay: float = setting(0.01, identity=True, ge=0, doc="Weight decay of the optimizer.")
+    weighting: str = setting(
+        "loss", identity=True, pattern="^(loss|draw)$",
+        doc="loss: weights multiply the loss. draw: batches are drawn with probability proportional to the weight and "
+        "the loss weight is 1, so that weights reach BatchNorm statistics too.",
+    )
+    recipe: Recipe = setting(Recipe(), identity=True, doc="Transform, augment, loss, optimizer, schedule, collate.")
+    numerics: Numerics = setting(Numerics(), identity=True, doc="Device, autocast and threads of training.")
+    world_size: int = setting(1, identity=True, ge=1, doc="Workers that train one model together.")
+    replicates: int = setting(5, identity=True, ge=1, doc="Fresh selections and trainings of every arm.")
+    full: bool = setting(True, identity=True, doc="Train on the full train split too.")
+    checkpoint_every_s: float = setting(
+        15.0, identity=False, ge=0, doc="Least seconds between checkpoints to resume from; 0 writes one every epoch."
+    )
+    resources: Resources = setting(Resources(), identity=False, doc="How the stage is run; of each worker.")
+
+    @model_validator(mode="after")
+    def _lengths(self) -> TrainSpec:
+        check_length("train", self.steps, self.epochs)
+        if self.min_steps and self.steps is not None:
+            raise InputError(f"train: min_steps is {self.min_steps} beside steps; it goes with epochs, leave it out")
+        if self.world_size > self.batch_size:
+            raise InputError(
+                f"train: world_size {self.world_size} is above batch_size {self.batch_size}: some workers would never "
+                "have an example; use fewer workers or a larger batch"
+            )
+        return self
+
+    def steps_for(self, num_examples: int) -> int:
+        """Return the optimiser steps on `num_examples`: `steps`, or max(min_steps, ceil(epochs * batches of an epoch))."""
+        return max(self.min_steps, steps_of(self.steps, self.epochs, self.batch_size, num_examples))
+
+
+@dataclass(frozen=True)
+class TrainUnit:
+    """Name one training: what it is for, the subset it reads (None: the full train split), and its seed and steps.
+
+    `seed` is that of initialisation and order: another one in every replicate, shared by all arms of a replicate.
+    """
+
+    arm: str
+    keep: float
+    replicate: int
+    subset: Seal | None
+    selection: Seal | None
+    steps: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.arm} keep {self.keep:g} replicate {self.replicate}"
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """Hold what the train stage reads: data, its index, the digest of user code, and the units with their keys."""
+
+    data: DataSpec
+    index: Seal
+    code: str
+    units: list[tuple[str, TrainUnit]]
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Hold everything one training needs, picklable: what a launcher carries to every rank."""
+
+    spec: TrainSpec
+    data: DataSpec
+    index: Seal
+    key: str
+    unit: TrainUnit
+    store: Store
+
+    def __str__(self) -> str:
+        return f"train {self.unit} ({self.key[:12]})"
+
+
+Report = Callable[[dict[str, float]], None]
+Launch = Callable[[TrainJob, str, int, Resources], None]
+
+
+def train_key(spec: TrainSpec, *, keep: float, seed: int, source_key: str, index_key: str, code: str) -> str:
+    """Return the key of one training; arms with the same subset and seed share it.
+
+    `source_key` is the key of the subset's selection, or of the index for the full train split.
+    """
+    from importlib.metadata import version
+
+    identity = {name: value for name, value in spec.identity().items() if name not in ("replicates", "full")}
+    identity.update(keep=keep, seed=seed)
+    digests = {"code": code, "torch": ".".join(version("torch").split(".")[:2])}
+    return stage_key("train", VERSION, identity, [source_key, index_key], digests)
+
+
+def train_stage(
+    spec: TrainSpec, inputs: TrainInputs, store: Store, pool: Pool, launch: Launch | None = None
+) -> list[Seal]:
+    """Train the units that are not there yet and return the seals, in the order of the units.
+
+    Parts of each: test.parquet and validation.parquet (schemas.CORRECTNESS, by ascending example_id; validation only
+    where there is a validation split). Units under one key are trained once. `launch` is needed where world_size > 1.
+    """
+    seals: dict[str, Seal] = {}
+    jobs: dict[str, TrainJob] = {}
+    for key, unit in inputs.units:
+        if key in seals or key in jobs:
+            continue
+        seal = Unit(store, "train", key).seal()
+        if seal is None:
+            jobs[key] = TrainJob(spec, inputs.data, inputs.index, key, unit, store)
+        else:
+            seals[key] = seal
+    if not jobs:
+        return [seals[key] for key, _ in inputs.units]
+    from tasks.work import Work
+
+    if spec.world_size > 1:
+        if launch is None:
+            raise InputError(
+                f"train: world_size is {spec.world_size}, which needs the cluster's launcher; set world_size: 1 here"
+            )
+        for key, job in jobs.items():
+            launch(job, f"train-{key[:12]}", spec.world_size, spec.resources)
+            sealed = Unit(store, "train", key).seal()
+            if sealed is None:
+                raise StageError(f"{job}: all workers returned but nothing is sealed; run again to resume it")
+            seals[key] = sealed
+            Work(Unit(store, "train", key), "model").clear()
+    else:
+        from tasks.train_worker import TrainWorker
+
+        make = partial(TrainWorker, spec, inputs.data, inputs.index, store)
+        waiting = list(jobs.values())
+        for index, result in pool.map(make, waiting, label="train", resources=spec.resources, done=len(seals)):
+            at = Unit(store, "train", waiting[index].key)
+            seals[at.key] = at.publish_seal(result.parts, result.meta)
+            Work(at, "model").clear()
+    return [seals[key] for key, _ in inputs.units]
+
+
+def run_train_job(job: TrainJob, rank: int, world_size: int, report: Report) -> None:
+    """Be one rank of a training, inside an initialised process group (see the top of this module)."""
+    from tasks.train_worker import run_rank
+
+    run_rank(job, rank, world_size, report)
