@@ -265,8 +265,18 @@ def compare_with_random(
     for name, pair in pairs.items():
         level, p_holm, rejected = levels[name]
         out.append(
-            _judge(name, versus, pair, tables[name], level, p_holm, rejected, margin_points, min_replicates,
-                   max(len(arms[name].accuracy), len(random.accuracy)) - pair.count)
+            _judge(
+                name,
+                pair,
+                versus=versus,
+                table=tables[name],
+                level=level,
+                p_holm=p_holm,
+                rejected=rejected,
+                margin=margin_points,
+                least=min_replicates,
+                unpaired=max(len(arms[name].accuracy), len(random.accuracy)) - pair.count,
+            )
         )
     return out
 
@@ -286,8 +296,9 @@ def _table_difference(name: str, sample: Sample, random: Sample, count: int) -> 
 
 def _judge(
     name: str,
-    versus: str,
     pair: _Paired,
+    *,
+    versus: str,
     table: Floats | None,
     level: float,
     p_holm: float | None,
@@ -304,7 +315,8 @@ def _judge(
     needed: int | None = None
     capped = False
     if interval is None or pair.count < least:
-        verdict, reason = "undecided", f"{pair.count} replicate{'s' * (pair.count != 1)}: a verdict takes at least {least}"
+        verdict = "undecided"
+        reason = f"{pair.count} replicate{'s' * (pair.count != 1)}: a verdict takes at least {least}"
         needed, capped = needed_replicates(pair, level, 0.0 if refusal else margin, least)
     elif rejected:
         verdict = "better" if pair.mean > 0 else "worse"
@@ -360,5 +372,6 @@ def _margin_refusal(margin: float, se_test: float | None, examples: int | None) 
     wanted = math.ceil(examples * (2 * se_test / margin) ** 2)
     return (
         f"equivalence is not judged: the margin of {margin:g} points is below two standard errors of the test set "
-        f"(2 x {se_test:.2f} points on {examples:,} examples); it takes about {wanted:,} test examples or a wider margin"
+        f"(2 x {se_test:.2f} points on {examples:,} examples); it takes about {wanted:,} test examples, or a wider "
+        "margin"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 def setting(default: Any, *, doc: str, identity: bool, **rules: Any) -> Any:
@@ -44,6 +44,12 @@ class Use(Spec):
 
     use: str = setting(..., identity=True, doc="Built-in name, or package.module:callable found in `code`.")
     args: dict[str, Any] = setting({}, identity=True, doc="Keyword arguments of the callable.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        # `model: mlp` means `model: {use: mlp}`.
+        return {"use": value} if isinstance(value, str) else value
 
 
 class Recipe(Spec):

@@ -111,6 +111,17 @@ class TrainInputs:
 
 
 @dataclass(frozen=True)
+class TrainItem:
+    """Name one training to do in a warm worker."""
+
+    key: str
+    unit: TrainUnit
+
+    def __str__(self) -> str:
+        return f"train {self.unit} ({self.key[:12]})"
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """Hold everything one training needs, picklable: what a launcher carries to every rank."""
 
@@ -151,16 +162,16 @@ def train_stage(
     where there is a validation split). Units under one key are trained once. `launch` is needed where world_size > 1.
     """
     seals: dict[str, Seal] = {}
-    jobs: dict[str, TrainJob] = {}
+    missing: dict[str, TrainUnit] = {}
     for key, unit in inputs.units:
-        if key in seals or key in jobs:
+        if key in seals or key in missing:
             continue
         seal = Unit(store, "train", key).seal()
         if seal is None:
-            jobs[key] = TrainJob(spec, inputs.data, inputs.index, key, unit, store)
+            missing[key] = unit
         else:
             seals[key] = seal
-    if not jobs:
+    if not missing:
         return [seals[key] for key, _ in inputs.units]
     from tasks.work import Work
 
@@ -169,7 +180,8 @@ def train_stage(
             raise InputError(
                 f"train: world_size is {spec.world_size}, which needs the cluster's launcher; set world_size: 1 here"
             )
-        for key, job in jobs.items():
+        for key, unit in missing.items():
+            job = TrainJob(spec, inputs.data, inputs.index, key, unit, store)
             launch(job, f"train-{key[:12]}", spec.world_size, spec.resources)
             sealed = Unit(store, "train", key).seal()
             if sealed is None:
@@ -180,7 +192,7 @@ def train_stage(
         from tasks.train_worker import TrainWorker
 
         make = partial(TrainWorker, spec, inputs.data, inputs.index, store)
-        waiting = list(jobs.values())
+        waiting = [TrainItem(key, unit) for key, unit in missing.items()]
         for index, result in pool.map(make, waiting, label="train", resources=spec.resources, done=len(seals)):
             at = Unit(store, "train", waiting[index].key)
             seals[at.key] = at.publish_seal(result.parts, result.meta)

@@ -1,0 +1,105 @@
+"""The process a worker lives in: one actor class for every stage, and how its outcomes travel."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.code import add_code_dirs
+
+Outcome = tuple[bool, Any]
+"""(True, the result) or (False, the exception, with the worker's traceback as its note)."""
+
+
+def portable(error: Exception, where: str) -> Exception:
+    """Return `error` as it can be sent: itself, its traceback as a note, or a RuntimeError that tells of it."""
+    text = "".join(traceback.format_exception(error))
+    error.add_note(f"{where}:\n{text}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        # Exceptions whose constructor takes other arguments than their message cannot be rebuilt elsewhere.
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+        error.add_note(f"{where}:\n{text}")
+    return error
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+class Host:
+    """Hold one worker at a time. Two threads: while one computes an item, the other loads the next."""
+
+    def __init__(self) -> None:
+        self._worker: Any = None
+        self._turn = 0
+        self._loading, self._computing = threading.Lock(), threading.Lock()
+
+    def start(self, turn: int, code: Sequence[str], payload: bytes) -> Outcome:
+        """Make the worker that `payload`, a pickled callable, makes; `turn` tells it from those before it."""
+        with self._computing:
+            self._turn, self._worker = turn, None
+            try:
+                # Shipped code has relative paths, below the working folder Ray unpacked it in.
+                add_code_dirs(Path(folder).absolute() for folder in code)
+                self._worker = ray.cloudpickle.loads(payload)()
+            except Exception as error:
+                return False, portable(error, "in the worker's constructor")
+            return True, None
+
+    def process(self, item: Any) -> Outcome:
+        """Load and compute one item; the result, or the exception it raised."""
+        try:
+            with self._loading:
+                loaded = self._worker.load(item)
+            with self._computing:
+                return True, self._worker.compute(item, loaded)
+        except Exception as error:
+            return False, portable(error, "in the worker")
+
+    def stop(self, turn: int) -> None:
+        """Drop the worker of `turn` and its memory; nothing happens if another took its place."""
+        with self._computing:
+            if self._turn == turn:
+                self._worker = None
+                _free_memory()
+
+
+# Defined once: every fresh ray.remote(cls) would leave an entry in the head's table.
+RemoteHost: Any = ray.remote(Host)
+
+
+def new_host(cpus: float, gpus: float) -> Any:
+    """Start a host somewhere in the cluster and return its handle at once."""
+    threads = str(max(1, int(cpus)))
+    environment = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    if not gpus:
+        # Ray leaves a node's GPUs visible to workers that asked for none.
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return RemoteHost.options(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_concurrency=2,
+        max_restarts=0,
+        max_task_retries=0,
+        scheduling_strategy="SPREAD",
+        runtime_env={"env_vars": environment},
+    ).remote()
+
+
+def dump(make_worker: Callable[[], Any]) -> bytes:
+    """Return the pickled callable, for `Host.start`."""
+    data: bytes = ray.cloudpickle.dumps(make_worker)
+    return data

@@ -1,0 +1,355 @@
+"""The Ray pool: long-lived workers all over the cluster, bounded in flight, replaced when they or their node die."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray import exceptions as ray_errors
+
+from cluster.capacity import Shape, check_fits, check_shape, describe, slots_at_most
+from cluster.errors import SecateurError, StageError
+from cluster.host import dump, new_host
+
+IN_FLIGHT = 2
+TICK_SECONDS = 0.5
+GROW_SECONDS = 5.0
+# How long a cluster that lost every node a worker fits on may take to get one back.
+WAIT_SECONDS = 120.0
+_DEATHS = (
+    ray_errors.RayActorError,
+    ray_errors.ObjectLostError,
+    ray_errors.NodeDiedError,
+    ray_errors.WorkerCrashedError,
+    ray_errors.OutOfMemoryError,
+    ray_errors.LocalRayletDiedError,
+)
+
+_log = logging.getLogger("secateur.ray")
+_turns = itertools.count(1)
+
+
+@dataclass(eq=False)
+class _Actor:
+    """One host of this map: what it was asked for, and whether it may get more."""
+
+    handle: Any
+    starting: Any
+    ready: bool = False
+    alive: bool = True
+    flight: dict[Any, int] = field(default_factory=dict)
+    # Works on an item whose worker died before: alone, so that it cannot take another item with it again.
+    alone: bool = False
+
+
+def _name(item: Any) -> str:
+    text = str(item)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+class RayPool:
+    """Map over the cluster that this process is connected to; meets `tasks.pool.Pool`.
+
+    Hosts stay warm from one map to the next while nothing else runs in the pool and the resources asked for are the
+    same; `release` ends them. `code` holds the folders that workers add to their import path.
+    """
+
+    def __init__(
+        self,
+        progress: Callable[[str, int, int], None] | None = None,
+        code: Sequence[str] = (),
+        *,
+        wait_seconds: float = WAIT_SECONDS,
+    ) -> None:
+        self.progress = progress
+        self.code = tuple(str(folder) for folder in code)
+        self.wait_seconds = wait_seconds
+        self._lock = threading.Lock()
+        self._cancelled = False
+        self._maps = 0
+        self._live: set[Any] = set()
+        self._idle: list[Any] = []
+        self._idle_shape: Shape | None = None
+
+    def map(
+        self,
+        make_worker: Callable[[], Any],
+        items: Sequence[Any],
+        *,
+        label: str,
+        resources: Any,
+        done: int = 0,
+    ) -> Iterator[tuple[int, Any]]:
+        """Return an iterator over (index of the item, result) in order of completion; see `tasks.pool.Pool.map`.
+
+        `resources` has cpus, gpus, workers and retries. Raises InputError, before anything starts, when no node can
+        ever hold a worker. Closing the iterator, or any exception, ends the workers by handle.
+        """
+        shape = check_shape(resources.cpus, resources.gpus)
+        if not items:
+            return iter(())
+        check_fits(shape, label)
+        run = _Map(self, dump(make_worker), items, label, shape, resources.workers, resources.retries, done)
+        return run.results()
+
+    def cancel(self) -> None:
+        """End every worker now, by handle; maps that are under way raise StageError. Safe from any thread."""
+        with self._lock:
+            self._cancelled = True
+            handles, self._live, self._idle = list(self._live), set(), []
+        _kill(handles)
+
+    def release(self) -> None:
+        """End the hosts that are kept warm, so that their CPUs and GPUs are free for others."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            self._live.difference_update(idle)
+        _kill(idle)
+
+    def check_cancelled(self, label: str) -> None:
+        """Raise StageError after `cancel`."""
+        if self._cancelled:
+            raise StageError(f"{label}: cancelled; what is committed stays, run the same command again to go on")
+
+    def open_map(self, shape: Shape) -> list[Any]:
+        """Begin a map: hand over the warm hosts of this shape, and end the others."""
+        with self._lock:
+            self._maps += 1
+            idle, self._idle = self._idle, []
+            if self._idle_shape == shape:
+                return idle
+            self._live.difference_update(idle)
+        _kill(idle)
+        return []
+
+    def new_host(self, shape: Shape) -> Any:
+        """Start a host that `cancel` knows of."""
+        handle = new_host(shape.cpus, shape.gpus)
+        with self._lock:
+            self._live.add(handle)
+        return handle
+
+    def end_host(self, handle: Any) -> None:
+        """End one host."""
+        with self._lock:
+            self._live.discard(handle)
+        _kill([handle])
+
+    def close_map(self, shape: Shape, warm: list[Any], rest: list[Any]) -> None:
+        """End a map: keep the `warm` hosts where no other map could be waiting for their place; end the `rest`."""
+        with self._lock:
+            self._maps -= 1
+            if self._maps == 0 and not self._cancelled:
+                self._idle, self._idle_shape = warm, shape
+            else:
+                rest = rest + warm
+            self._live.difference_update(rest)
+        _kill(rest)
+
+
+def _kill(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        # A host that is gone, or a session that is closed, leaves nothing to end.
+        with contextlib.suppress(ray_errors.RayError, RuntimeError, ValueError):
+            ray.kill(handle, no_restart=True)
+
+
+class _Map:
+    """One call of RayPool.map."""
+
+    def __init__(
+        self,
+        pool: RayPool,
+        payload: bytes,
+        items: Sequence[Any],
+        label: str,
+        shape: Shape,
+        workers: int | None,
+        retries: int,
+        done: int,
+    ) -> None:
+        self.pool, self.items, self.label, self.shape = pool, items, label, shape
+        self.workers, self.retries, self.done = workers, retries, done
+        self.payload = payload
+        self.turn = next(_turns)
+        self.payload_ref: Any = None
+        self.waiting: deque[int] = deque(range(len(items)))
+        self.deaths = [0] * len(items)
+        self.failures: dict[int, Exception] = {}
+        self.succeeded = 0
+        self.actors: list[_Actor] = []
+        self.warm: list[Any] = []
+        self.failed_starts = 0
+        self.slots = 0
+        self.looked = 0.0
+        self.without_workers_since: float | None = None
+        self.warned = False
+
+    @property
+    def left(self) -> int:
+        return len(self.items) - self.succeeded - len(self.failures)
+
+    def results(self) -> Iterator[tuple[int, Any]]:
+        """Yield results until every item is done or given up."""
+        finished = False
+        self.warm = self.pool.open_map(self.shape)
+        try:
+            self.payload_ref = ray.put(self.payload)
+            while self.left:
+                self.pool.check_cancelled(self.label)
+                self.grow()
+                self.feed()
+                for index, value in self.gather():
+                    self.succeeded += 1
+                    if self.pool.progress is not None:
+                        self.pool.progress(self.label, self.done + self.succeeded, self.done + len(self.items))
+                    yield index, value
+            self.raise_failures()
+            finished = True
+        finally:
+            self.close(finished)
+
+    def close(self, finished: bool) -> None:
+        ready = [actor.handle for actor in self.actors if finished and actor.alive and actor.ready and not actor.flight]
+        for handle in ready:
+            handle.stop.remote(self.turn)
+        rest = [actor.handle for actor in self.actors if actor.handle not in ready] + self.warm
+        self.pool.close_map(self.shape, ready, rest)
+
+    def grow(self) -> None:
+        """Start workers up to the number that fits and that the items left can use."""
+        now = time.monotonic()
+        if now - self.looked >= GROW_SECONDS:
+            self.looked, self.slots = now, slots_at_most(self.shape)
+            self.check_room(now)
+        most = min(self.left, self.slots, self.workers or self.slots)
+        while len(self.actors) < most:
+            handle = self.warm.pop() if self.warm else self.pool.new_host(self.shape)
+            starting = handle.start.remote(self.turn, self.pool.code, self.payload_ref)
+            self.actors.append(_Actor(handle, starting))
+        for handle in self.warm:
+            self.pool.end_host(handle)
+        self.warm = []
+
+    def check_room(self, now: float) -> None:
+        """Raise StageError when no worker could start for a long time; say once that all of them wait."""
+        if any(actor.ready for actor in self.actors):
+            self.without_workers_since = None
+            return
+        since = self.without_workers_since = self.without_workers_since or now
+        if self.slots == 0 and now - since >= self.pool.wait_seconds:
+            raise StageError(
+                f"{self.label}: for {now - since:.0f} s no node has had {self.shape} ({describe() or 'no node is up'}), "
+                f"{self.left} of {len(self.items)} items are left; what is committed stays: bring the nodes back and "
+                "run the same command again"
+            )
+        if now - since >= 30 and not self.warned:
+            self.warned = True
+            _log.warning("%s waits for %s; the cluster has %s", self.label, self.shape, describe())
+
+    def feed(self) -> None:
+        """Give every ready worker the items it may have."""
+        for depth in range(1, IN_FLIGHT + 1):
+            for actor in self.actors:
+                if not self.waiting:
+                    return
+                if actor.ready and actor.alive and not actor.alone and len(actor.flight) < depth:
+                    self.submit(actor)
+
+    def submit(self, actor: _Actor) -> None:
+        index = self.waiting[0]
+        if self.deaths[index]:
+            if actor.flight:
+                return
+            actor.alone = True
+        self.waiting.popleft()
+        actor.flight[actor.handle.process.remote(self.items[index])] = index
+
+    def gather(self) -> Iterator[tuple[int, Any]]:
+        """Wait a moment, take in what is done, and yield the results among it."""
+        owners: dict[Any, _Actor] = {}
+        for actor in self.actors:
+            if not actor.ready:
+                owners[actor.starting] = actor
+            owners.update(dict.fromkeys(actor.flight, actor))
+        if not owners:
+            # Every worker died and the next look for room is a moment away.
+            time.sleep(TICK_SECONDS / 5)
+            return
+        first, _ = ray.wait(list(owners), num_returns=1, timeout=TICK_SECONDS)
+        if not first:
+            return
+        for ref in ray.wait(list(owners), num_returns=len(owners), timeout=0)[0]:
+            actor = owners[ref]
+            index = actor.flight.pop(ref, None)
+            try:
+                good, value = ray.get(ref)
+            except _DEATHS as error:
+                self.lost(actor, index, error)
+                continue
+            except ray_errors.RayTaskError as error:
+                # Not the work itself, whose errors are results: Ray could not carry the item or the result.
+                good, value = False, (error.cause if isinstance(error.cause, Exception) else error)
+            if not actor.flight:
+                actor.alone = False
+            if good and index is None:
+                actor.ready, self.failed_starts = True, 0
+            elif good:
+                assert index is not None
+                yield index, value
+            elif isinstance(value, SecateurError):
+                raise value
+            elif index is None:
+                message = f"{self.label}: the worker cannot be made ({type(value).__name__}: {value})"
+                raise StageError(f"{message}. Mend the cause and run again") from value
+            else:
+                self.failures[index] = value
+
+    def lost(self, actor: _Actor, index: int | None, error: Exception) -> None:
+        """Note that `actor` is gone, and put its item back, or give it up."""
+        self.pool.check_cancelled(self.label)
+        if actor.alive:
+            actor.alive = False
+            self.pool.end_host(actor.handle)
+            self.looked = 0.0
+            _log.info("%s: a worker died (%s); another takes its place", self.label, type(error).__name__)
+        if index is None:
+            self.failed_starts += 1
+            if self.failed_starts > (self.retries + 1) * max(1, len(self.actors)):
+                raise StageError(
+                    f"{self.label}: workers died {self.failed_starts} times in a row before their first item "
+                    f"({_name(error)}). Mend the cause and run again"
+                ) from error
+        else:
+            self.deaths[index] += 1
+            if self.deaths[index] > self.retries:
+                self.failures[index] = error
+            else:
+                self.waiting.append(index)
+        if not actor.flight:
+            self.actors.remove(actor)
+
+    def raise_failures(self) -> None:
+        if not self.failures:
+            return
+        causes = "; ".join(
+            f"{_name(self.items[index])}: "
+            + (
+                f"its worker died {self.deaths[index]} times"
+                if isinstance(error, _DEATHS)
+                else f"{type(error).__name__}: {error}"
+            )
+            for index, error in sorted(self.failures.items())[:5]
+        )
+        raise StageError(
+            f"{self.label}: {len(self.failures)} of {len(self.items)} items failed ({causes}); the others are committed. "
+            "Mend the cause and run again"
+        ) from self.failures[min(self.failures)]

@@ -1,0 +1,264 @@
+"""The Ray session of a run: started here or joined, and only what was started here is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from cluster.code import PROJECT_ROOT, check_code_dirs, stage_code
+from cluster.errors import InputError
+
+if TYPE_CHECKING:
+    from cluster.launcher import RayLauncher
+    from cluster.pool import RayPool
+
+PROBE_SECONDS = 5.0
+# Results are published from inside the workers; what passes through Ray's object store is small.
+OBJECT_STORE_BYTES = 512 * 2**20
+# Ray makes sockets below its folder, and a socket's path ends at 107 bytes; its own part takes 72.
+LONGEST_FOLDER = 30
+
+_log = logging.getLogger("secateur.ray")
+
+
+def _prepare_environment() -> None:
+    """Set, before Ray is imported, what Ray reads from the environment only."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A worker without GPUs is given an empty CUDA_VISIBLE_DEVICES by the pool; Ray warns that it will not do it.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _prepare_local() -> None:
+    """Bind every socket of a local Ray to the loopback address, behind a token that only this process tree knows."""
+    # Ray names this switch after the systems where it is the default; it makes "this node" mean 127.0.0.1.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+            # Without it Ray writes one below the home folder.
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _short_folder() -> Path:
+    """Return a new private folder whose name is short enough for Ray's sockets."""
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="secateur-", dir=base if len(base) + 18 <= LONGEST_FOLDER else "/tmp"))
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Give back the SIGTERM and SIGINT handlers that ray.init replaces."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT. Raises InputError, also for ray:// addresses."""
+    if "://" in address:
+        raise InputError(
+            f"Ray address {address!r} is not supported: run this command on a node of the cluster (kubectl exec, "
+            "ray submit, ssh) with --ray auto, or give HOST:PORT of the head as seen from that node"
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"Ray address {address!r} is not local, auto or HOST:PORT (the head's port is 6379 by default)")
+    return host.strip("[]"), int(port)
+
+
+def probe(address: str, seconds: float = PROBE_SECONDS) -> None:
+    """Raise InputError unless something accepts connections at HOST:PORT within the given time."""
+    host, port = parse_address(address)
+    try:
+        socket.create_connection((host, port), timeout=seconds).close()
+    except OSError as error:
+        raise InputError(
+            f"no Ray cluster answers at {address} ({error}); start one (`ray start --head`), correct the address, "
+            "or use --ray local"
+        ) from error
+
+
+def _find_address() -> str:
+    """Return the address that `auto` means: RAY_ADDRESS, else the cluster that runs on this machine."""
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named and named != "auto":
+        return named
+    from ray._private import services
+
+    try:
+        found = services.canonicalize_bootstrap_address("auto")
+    except (ConnectionError, ValueError) as error:
+        raise InputError(
+            "--ray auto: no Ray cluster runs on this machine and RAY_ADDRESS is not set; start one "
+            "(`ray start --head`), or use --ray local"
+        ) from error
+    return str(found)
+
+
+class RaySession:
+    """Hold a Ray session as a context manager; make pools and launchers in it.
+
+    `address`: "local" starts Ray on this machine, on loopback with its own token, and stops it again; "auto" or
+    HOST:PORT joins a cluster and only ever leaves it. Workers of a joined cluster get `cluster`, `tasks` and the `code`
+    folders as a filtered copy. Where this process is connected to Ray already, that connection is used and kept.
+
+    Enter it in the main thread: the kernel kills the Ray processes of a local session when that thread ends, so they
+    cannot outlive a killed driver.
+    """
+
+    def __init__(
+        self,
+        address: str = "local",
+        code: Sequence[Path | str] = (),
+        scratch: Path | None = None,
+        *,
+        num_cpus: int | None = None,
+        num_gpus: int | None = None,
+    ) -> None:
+        self.address = address
+        self.code = check_code_dirs(code)
+        self.scratch = scratch
+        self.num_cpus, self.num_gpus = num_cpus, num_gpus
+        # Where workers find the user's code: as it is here, or relative to their working folder when it was shipped.
+        self.worker_code: list[str] = [str(folder) for folder in self.code]
+        self.owns_connection = False
+        self._folder: Path | None = None
+        self._owns_scratch = False
+        self._pools: list[RayPool] = []
+
+    def __enter__(self) -> RaySession:
+        _prepare_environment()
+        import ray
+
+        try:
+            if self.scratch is None:
+                self.scratch = Path(tempfile.mkdtemp(prefix="secateur-scratch-"))
+                self._owns_scratch = True
+            if ray.is_initialized():
+                return self
+            with _signals_kept():
+                if self.address == "local":
+                    self._start()
+                else:
+                    self._join()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+            "namespace": f"secateur-{uuid.uuid4().hex}",
+        }
+
+    def _start(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("a local RaySession is entered in the main thread: its processes end with that thread")
+        _prepare_local()
+        import ray
+
+        self._folder = _short_folder()
+        environment: dict[str, str] = {}
+        if "site-packages" not in PROJECT_ROOT.parts:
+            environment["PYTHONPATH"] = os.pathsep.join(
+                [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            )
+        self.owns_connection = True
+        ray.init(
+            address="local",
+            num_cpus=self.num_cpus,
+            num_gpus=self.num_gpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            runtime_env={"env_vars": environment},
+            _temp_dir=str(self._folder),
+            _node_ip_address="127.0.0.1",
+            **self._options(),
+        )
+
+    def _join(self) -> None:
+        import ray
+
+        address = _find_address() if self.address == "auto" else self.address
+        probe(address)
+        assert self.scratch is not None
+        package = self.scratch / f"ship-{uuid.uuid4().hex}"
+        self.worker_code = stage_code(self.code, package)
+        self.owns_connection = True
+        try:
+            ray.init(address=address, runtime_env={"working_dir": str(package)}, **self._options())
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise InputError(
+                f"cannot join the Ray cluster at {address} ({type(error).__name__}: {error}); run this command on a node "
+                "of that cluster, with the same Ray and Python versions and, where it asks for one, its token "
+                "(RAY_AUTH_MODE=token and RAY_AUTH_TOKEN)"
+            ) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def pool(self, progress: Callable[[str, int, int], None] | None = None) -> RayPool:
+        """Return a pool in this session; its workers end with the session at the latest."""
+        from cluster.pool import RayPool
+
+        pool = RayPool(progress, code=self.worker_code)
+        self._pools.append(pool)
+        return pool
+
+    def launcher(self, loop: Callable[[Any, int, int, Callable[..., None]], Any]) -> RayLauncher:
+        """Return a launcher of trainings with several workers; each runs `loop(job, rank, world_size, report)`."""
+        from cluster.launcher import RayLauncher
+
+        assert self.scratch is not None
+        return RayLauncher(loop, self.scratch / "train", code=self.worker_code, before=self.release)
+
+    def release(self) -> None:
+        """End the idle workers of all pools, so that what they hold is free."""
+        for pool in self._pools:
+            pool.release()
+
+    def cancel(self) -> None:
+        """End every worker of every pool now, by handle. Safe from any thread."""
+        for pool in self._pools:
+            pool.cancel()
+
+    def close(self) -> None:
+        """Leave the cluster; stop it if this session started it. Safe to call twice."""
+        ray = sys.modules.get("ray")
+        if self.owns_connection and ray is not None:
+            with _signals_kept():
+                ray.shutdown()
+            self.owns_connection = False
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        if self._owns_scratch and self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.scratch, self._owns_scratch = None, False

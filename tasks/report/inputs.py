@@ -1,0 +1,60 @@
+"""What a report is made of: the sealed results of each arm, and what the run was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cluster.record import Seal
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """Hold what one arm at one keep came to.
+
+    `trains[i]`, and `selections[i]` where there are selections, belong to replicate i, the same number in every arm.
+    The arm of protocol `random` is what the others of its keep are compared with; an arm without selections is trained
+    on the full data and compared at every keep.
+    """
+
+    name: str
+    score: str | None
+    protocol: str
+    keep: float
+    alpha: float | None
+    gamma: float | None
+    selections: Sequence[Seal] | None
+    trains: Sequence[Seal]
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether the arm trains on the full data."""
+        return self.selections is None
+
+    @property
+    def is_random(self) -> bool:
+        """Return whether the arm is the baseline of its keep."""
+        return self.selections is not None and self.protocol == "random"
+
+
+@dataclass(frozen=True)
+class StageTiming:
+    """Say how long a stage took in this attempt, and whether it computed anything or found all of it sealed."""
+
+    name: str
+    seconds: float
+    computed: bool
+    items: int
+
+
+@dataclass(frozen=True)
+class PageInputs:
+    """Hold what the page shows beside the results; every field may be left out, and its section says so."""
+
+    arms: Sequence[ArmResult] = ()
+    merge: Seal | None = None
+    stages: Sequence[StageTiming] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)

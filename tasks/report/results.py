@@ -1,0 +1,285 @@
+"""results.json: every arm, every comparison, and what they may be taken to mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import CorruptError, InputError
+from cluster.record import Part, Seal
+from cluster.storage import Store
+from tasks.budget import batches_of
+from tasks.comparison import MIN_REPLICATES, Comparison, Sample, compare_with_random, mean_interval
+from tasks.report.inputs import ArmResult
+from tasks.report.wording import arm_sentence, headline, keep_sentence, notes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Ints = np.ndarray[Any, np.dtype[np.int64]]
+    Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+SELECTION_FACTS = (
+    "num_kept", "num_signal", "num_exploration", "weight_sum", "ess", "design_effect", "threshold", "direction",
+    "estimator",
+)  # fmt: skip
+# Digits after the point of every number: more would print rounding noise.
+DIGITS = 9
+# Points by which a sealed accuracy may differ from its own table of test predictions.
+AGREEMENT = 1e-3
+
+
+def build_results(
+    run_name: str,
+    index: Seal,
+    arms: Sequence[ArmResult],
+    margin_points: float,
+    store: Store,
+    *,
+    min_replicates: int = MIN_REPLICATES,
+) -> dict[str, Any]:
+    """Return results.json of a run as plain values: deterministic, free of NaN, accuracies in percent of the last step.
+
+    `min_replicates` below which no verdict is given: 5 for comparisons named in advance, 10 for a sweep or search.
+    Raises InputError on arms that cannot be compared: no or two random arms at a keep, two arms of one name at a keep,
+    replicates that share a seed, arms whose replicates have different seeds; CorruptError where a sealed accuracy is
+    not that of its predictions.
+    """
+    check_arms(arms)
+    reader = _Correctness(store)
+    samples = [reader.sample(arm) for arm in arms]
+    comparisons = []
+    for keep in keeps_of(arms):
+        group = [(arm, sample) for arm, sample in zip(arms, samples) if arm.is_full or arm.keep == keep]
+        baseline = [(arm, sample) for arm, sample in group if arm.is_random]
+        if not baseline:
+            continue
+        found = compare_with_random(
+            {arm.name: sample for arm, sample in group if not arm.is_random},
+            baseline[0][1],
+            margin_points=margin_points,
+            versus=baseline[0][0].name,
+            min_replicates=min_replicates,
+        )
+        comparisons += [_comparison_row(keep, item) for item in found]
+    meta = index.meta
+    results: dict[str, Any] = {
+        "run": run_name,
+        "dataset": {
+            "n_train": int(meta["num_train"]),
+            "n_validation": int(meta["num_validation"]),
+            "n_test": int(meta["num_test"]),
+            "num_classes": int(meta["num_classes"]),
+            "class_names": [str(name) for name in meta.get("class_names") or range(int(meta["num_classes"]))],
+            "limit": meta.get("limit"),
+        },
+        "margin_points": margin_points,
+        "min_replicates": min_replicates,
+        "arms": [_arm_row(arm, sample, meta) for arm, sample in zip(arms, samples)],
+        "comparisons": comparisons,
+    }
+    results = _plain(results)
+    for row in results["comparisons"]:
+        row["sentence"] = arm_sentence(row)
+    results["headline"] = headline(results)
+    results["keeps"] = [{"keep": keep, "sentence": keep_sentence(results, keep)} for keep in keeps_of(arms)]
+    results["notes"] = notes(results)
+    return results
+
+
+def results_bytes(results: dict[str, Any]) -> bytes:
+    """Return the bytes of results.json; the same results give the same bytes. Raises ValueError on NaN."""
+    return (json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def keeps_of(arms: Sequence[ArmResult]) -> list[float]:
+    """Return the keeps that were selected at, ascending; the full data's 1 only where nothing else was trained."""
+    keeps = sorted({arm.keep for arm in arms if not arm.is_full})
+    return keeps or sorted({arm.keep for arm in arms})
+
+
+def check_arms(arms: Sequence[ArmResult]) -> None:
+    """Raise InputError unless the arms can be compared by paired, independent replicates."""
+    if not arms:
+        raise InputError("a report needs at least one trained arm; got none: add an arm to the configuration")
+    seen: set[tuple[str, float]] = set()
+    keeps = keeps_of(arms)
+    for arm in arms:
+        for keep in keeps if arm.is_full else [arm.keep]:
+            if (arm.name, keep) in seen:
+                raise InputError(f"two arms are called {arm.name!r} at keep {keep:g}: give each a name of its own")
+            seen.add((arm.name, keep))
+        if not arm.trains:
+            raise InputError(f"arm {arm.name!r} at keep {arm.keep:g} has no trained replicate")
+        if arm.selections is not None:
+            if len(arm.selections) != len(arm.trains):
+                raise InputError(
+                    f"arm {arm.name!r} has {len(arm.selections)} selections and {len(arm.trains)} trainings: every "
+                    "replicate is a fresh selection and a fresh training"
+                )
+            _distinct([seal.meta.get("seed") for seal in arm.selections], arm, "selection")
+        _distinct([seal.meta.get("seed") for seal in arm.trains], arm, "training")
+    for keep in keeps:
+        randoms = [arm.name for arm in arms if arm.is_random and arm.keep == keep]
+        if len(randoms) > 1:
+            said = ", ".join(randoms)
+            raise InputError(f"keep {keep:g} has {len(randoms)} random arms ({said}): exactly one is the baseline")
+    _same_seeds(arms)
+
+
+def _distinct(seeds: list[Any], arm: ArmResult, what: str) -> None:
+    if len(set(seeds)) < len(seeds):
+        raise InputError(
+            f"arm {arm.name!r} at keep {arm.keep:g}: {len(seeds)} replicates have {len(set(seeds))} {what} seeds; "
+            "replicates that share a seed are not replicates, give each its own"
+        )
+
+
+def _same_seeds(arms: Sequence[ArmResult]) -> None:
+    first: dict[int, tuple[str, Any]] = {}
+    for arm in arms:
+        for number, seal in enumerate(arm.trains):
+            name, seed = first.setdefault(number, (arm.name, seal.meta.get("seed")))
+            if seed != seal.meta.get("seed"):
+                raise InputError(
+                    f"replicate {number}: arm {arm.name!r} was trained with seed {seal.meta.get('seed')}, {name!r} "
+                    f"with {seed}; arms share the seeds of a replicate, or they are not paired"
+                )
+
+
+class _Correctness:
+    """Read which test examples a training got right, each training once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.read: dict[str, tuple[Ints, Bools]] = {}
+        self.ids: Ints | None = None
+
+    def sample(self, arm: ArmResult) -> Sample:
+        import numpy as np
+
+        accuracy = np.array([float(seal.meta["accuracy"]) for seal in arm.trains])
+        return Sample(accuracy, np.stack([self._of(arm, seal) for seal in arm.trains]))
+
+    def _of(self, arm: ArmResult, seal: Seal) -> Bools:
+        import numpy as np
+
+        from tasks.tables import load_part
+
+        if seal.key not in self.read:
+            part = part_named(seal, "test.parquet")
+            table = load_part(self.store, part, ["example_id", "label", "predicted"])
+            ids = table.column("example_id").to_numpy()
+            order = np.argsort(ids, kind="stable")
+            right = (table.column("label").to_numpy() == table.column("predicted").to_numpy())[order]
+            share, stated = 100.0 * float(right.mean()) if len(right) else 0.0, float(seal.meta["accuracy"])
+            if abs(share - stated) > AGREEMENT:
+                raise CorruptError(
+                    f"training {seal.key[:12]} of arm {arm.name!r}: its seal states a test accuracy of {stated:.4f} %, "
+                    f"its predictions in {self.store.url(part.name)} give {share:.4f} %"
+                )
+            self.read[seal.key] = ids[order], right
+        ids, right = self.read[seal.key]
+        if self.ids is None:
+            self.ids = ids
+        if not np.array_equal(ids, self.ids):
+            raise InputError(
+                f"training {seal.key[:12]} of arm {arm.name!r} was tested on {len(ids)} examples that are not the "
+                f"{len(self.ids)} of the other arms: arms are compared on one test set"
+            )
+        return right
+
+
+def part_named(seal: Seal, name: str) -> Part:
+    """Return the part of a seal whose last name is `name`. Raises CorruptError."""
+    for part in seal.parts:
+        if part.name.rpartition("/")[2] == name:
+            return part
+    raise CorruptError(f"the seal of {seal.stage} {seal.key[:12]} lists no part {name!r}")
+
+
+def _common(arm: ArmResult, field: str) -> Any:
+    """Return the value that all trainings of the arm share, or refuse to call them replicates."""
+    values = [seal.meta[field] for seal in arm.trains]
+    if any(value != values[0] for value in values):
+        raise InputError(
+            f"arm {arm.name!r} at keep {arm.keep:g}: its replicates differ in {field} ({values}); replicates differ "
+            "in nothing but their seeds"
+        )
+    return values[0]
+
+
+def _arm_row(arm: ArmResult, sample: Sample, index: Any) -> dict[str, Any]:
+    import numpy as np
+
+    interval = mean_interval(sample.accuracy)
+    classes = np.array([seal.meta["class_accuracy"] for seal in arm.trains], dtype=float).mean(axis=0)
+    names = list(index.get("class_names") or range(len(classes)))
+    worst = int(classes.argmin())
+    kept, steps, batch = _common(arm, "num_kept"), _common(arm, "steps"), _common(arm, "batch_size")
+    row: dict[str, Any] = {
+        "name": arm.name,
+        "score": arm.score,
+        "protocol": arm.protocol,
+        "keep": arm.keep,
+        "alpha": arm.alpha,
+        "gamma": arm.gamma,
+        "full": arm.is_full,
+        "n_kept": kept,
+        "steps": steps,
+        "batch_size": batch,
+        "epochs": steps / batches_of(kept, batch),
+        "examples_touched": round(sum(seal.meta["examples_touched"] for seal in arm.trains) / len(arm.trains)),
+        "accuracy": sample.accuracy,
+        "mean": float(sample.accuracy.mean()),
+        "ci95": interval,
+        "validation_mean": _mean_or_none([seal.meta.get("validation_accuracy") for seal in arm.trains]),
+        "class_accuracy": classes,
+        "worst_class": {"label": worst, "name": str(names[worst]), "accuracy": float(classes[worst])},
+        "seeds": [seal.meta.get("seed") for seal in arm.trains],
+    }
+    if arm.selections is not None:
+        row["selection"] = {
+            name: _first_or_mean([seal.meta.get(name) for seal in arm.selections]) for name in SELECTION_FACTS
+        }
+    return row
+
+
+def _mean_or_none(values: list[Any]) -> float | None:
+    numbers = [float(value) for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _first_or_mean(values: list[Any]) -> Any:
+    """Return the one value where all agree, the mean of numbers otherwise, else None."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    if all(isinstance(value, int | float) for value in values):
+        return sum(values) / len(values)
+    return None
+
+
+def _comparison_row(keep: float, comparison: Comparison) -> dict[str, Any]:
+    return {"keep": keep} | {field.name: getattr(comparison, field.name) for field in fields(comparison)}
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON values with rounded, finite numbers. Raises CorruptError on NaN or infinity."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        if not np.isfinite(value):
+            raise CorruptError(f"a result is {value}: every number of a report is finite, so a sealed result is wrong")
+        # + 0.0 turns -0.0 into 0.0.
+        return round(float(value), DIGITS) + 0.0
+    if isinstance(value, np.integer):
+        return int(value)
+    return value

@@ -1,0 +1,69 @@
+"""The results in a terminal: one table per keep, then what they say in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tasks.report.wording import bounds, count, needed_text, percent, signed, with_margin
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold cyan", "undecided": "yellow"}
+
+
+def print_results(results: Mapping[str, Any], console: Console) -> None:
+    """Print a table and a sentence for each keep, then the notes."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    for entry in results["keeps"]:
+        console.print(keep_table(results, entry["keep"]))
+        console.print(Text(entry["sentence"]), soft_wrap=False)
+        console.print()
+    for note in results["notes"]:
+        style = "bold yellow" if note.startswith("Slice") else "dim"
+        console.print(Padding(Text(f"- {note}", style=style), (0, 0)))
+
+
+def keep_table(results: Mapping[str, Any], keep: float) -> Table:
+    """Return the table of one keep: random first, the full data last."""
+    from rich.table import Table
+    from rich.text import Text
+
+    kept = next((arm["n_kept"] for arm in results["arms"] if arm["keep"] == keep and not arm["full"]), None)
+    said = "" if kept is None else f": {count(kept)} of {count(results['dataset']['n_train'])} examples"
+    table = Table(title=Text(f"keep {percent(keep)}{said}", style="bold"), title_justify="left")
+    table.add_column("arm", overflow="fold")
+    for name in ("kept", "steps", "batch", "touched"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("accuracy %", justify="right", no_wrap=True)
+    table.add_column("difference to random", justify="right", overflow="fold")
+    table.add_column("verdict", overflow="fold")
+    compared = {row["arm"]: row for row in results["comparisons"] if row["keep"] == keep}
+    for arm in arms_of(results, keep):
+        row = compared.get(arm["name"])
+        difference = verdict = Text("")
+        if row is not None:
+            difference = Text(f"{signed(row['mean_difference'])} {bounds(row['ci95'])}")
+            verdict = Text(row["verdict"], style=STYLES[row["verdict"]])
+            if row["verdict"] == "undecided" and needed_text(row):
+                more = ">" if row["needed_capped"] else ""
+                verdict.append(f" (needs {more}{row['needed_replicates']:,})", style="dim")
+        table.add_row(
+            Text(arm["name"]), count(arm["n_kept"]), count(arm["steps"]), count(arm["batch_size"]),
+            count(arm["examples_touched"]), with_margin(arm["mean"], arm["ci95"]), difference, verdict,
+        )  # fmt: skip
+    return table
+
+
+def arms_of(results: Mapping[str, Any], keep: float) -> list[dict[str, Any]]:
+    """Return the arms of one keep in reading order: random, the pruned by mean accuracy, the full data."""
+    arms = [arm for arm in results["arms"] if arm["full"] or arm["keep"] == keep]
+
+    def rank(arm: Mapping[str, Any]) -> tuple[int, float]:
+        return (2 if arm["full"] else 0 if arm["protocol"] == "random" else 1, -arm["mean"])
+
+    return sorted(arms, key=rank)

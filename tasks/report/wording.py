@@ -1,0 +1,212 @@
+"""The words of a report: numbers as people read them, verdicts as sentences, the glossary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+VERDICTS = ("better", "equivalent", "worse", "undecided")
+
+GLOSSARY = {
+    "better": "The whole interval of the arm's paired difference to random lies above 0, after Holm's adjustment for "
+    "all arms compared at that keep.",
+    "worse": "The whole adjusted interval lies below 0.",
+    "equivalent": "The whole adjusted interval lies within the stated margin around 0 (two one-sided tests), and the "
+    "test set is large enough for that margin.",
+    "undecided": "None of the other three could be shown. Not the same as equal: the replicates it would take are "
+    "estimated where more of them would help.",
+    "replicate": "A fresh selection and a fresh training under one pair of seeds, shared by all arms.",
+    "paired difference": "Accuracy of the arm minus accuracy of random in the same replicate, in percentage points.",
+    "interval": "A 95 % t interval over replicates, of the difference or of the accuracy. That of a difference is "
+    "adjusted as its verdict is (Holm), so it may be wider.",
+    "two-way interval": "The same, with the test examples taken as a sample too.",
+    "keep": "The fraction of the train split that is kept after validation is taken out.",
+    "signal, exploration": "The top of the ranking by score; a uniform draw from the rest.",
+    "effective sample size": "(sum w)^2 / sum w^2 of the weights w (Kish): how many equally weighted examples they are "
+    "worth.",
+    "design effect": "How much the sampling design changes the variance of an estimate against a uniform draw of the "
+    "same size; it can disagree with the effective sample size.",
+}
+
+
+def percent(share: float) -> str:
+    """Return a fraction as a percentage without needless digits: 0.01 -> '1 %'."""
+    return f"{100 * share:.6g} %"
+
+
+def count(number: float) -> str:
+    """Return a whole number with thousands separated."""
+    return f"{round(number):,}"
+
+
+def signed(points: float) -> str:
+    """Return points with a sign, two digits; what rounds to zero has none."""
+    text = f"{points:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
+
+
+def bounds(interval: Sequence[float] | None) -> str:
+    """Return an interval as '[lo, hi]'; a bound that does not reach zero is never printed as 0.00."""
+    if interval is None:
+        return "no interval"
+    return f"[{', '.join(_bound(value) for value in interval)}]"
+
+
+def _bound(value: float) -> str:
+    # "better [0.00, 0.41]" would contradict itself: show the digits that tell the sign.
+    return f"{value:+.1g}" if value != 0 and signed(value) == "0.00" else signed(value)
+
+
+def with_margin(mean: float, interval: Sequence[float] | None) -> str:
+    """Return '94.53 ± 0.21', half the width of the interval after the sign; the mean alone without an interval."""
+    return f"{mean:.2f}" if interval is None else f"{mean:.2f} ± {(interval[1] - interval[0]) / 2:.2f}"
+
+
+def plural(number: int, word: str) -> str:
+    """Return '1 replicate', '2 replicates'."""
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return 'a', 'a and b', 'a, b and c'."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def needed_text(row: Mapping[str, Any]) -> str:
+    """Return how many replicates an undecided comparison would take, or an empty string."""
+    number = row["needed_replicates"]
+    if number is None:
+        return ""
+    if row["needed_capped"]:
+        return f"more than {number:,} replicates would be needed"
+    if row["replicates"] < 2:
+        return f"at least {number} replicates are needed"
+    return f"about {number:,} replicates would decide it"
+
+
+def arm_sentence(row: Mapping[str, Any]) -> str:
+    """Return one comparison as a sentence, without its keep."""
+    verdict, arm, versus = row["verdict"], row["arm"], row["versus"]
+    difference = f"{signed(row['mean_difference'])} points {bounds(row['ci95'])}"
+    if verdict in ("better", "worse"):
+        text = f"{arm} is {verdict} than {versus}: {difference}"
+        return text + f" ({row['reason']})." if ";" in row["reason"] or "small" in row["reason"] else text + "."
+    if verdict == "equivalent":
+        return f"{arm} is equivalent to {versus}: {difference}; {row['reason']}."
+    tail = needed_text(row)
+    return f"{arm} is undecided: {difference}; {row['reason']}{'; ' + tail if tail else ''}."
+
+
+def keep_sentence(results: Mapping[str, Any], keep: float) -> str:
+    """Return what was found at one keep, every arm with its verdict, in one sentence."""
+    rows = [row for row in results["comparisons"] if row["keep"] == keep]
+    start = f"At keep {percent(keep)}"
+    if not rows:
+        return f"{start} nothing was compared: it takes a random arm and another one, both trained at this keep."
+    said = []
+    full = {arm["name"] for arm in results["arms"] if arm["full"]}
+    pruned = [row for row in rows if row["arm"] not in full]
+    for verdict, phrase in (
+        ("better", "better than random"),
+        ("equivalent", "equivalent to random"),
+        ("worse", "worse than random"),
+    ):
+        group = [row for row in pruned if row["verdict"] == verdict]
+        if group:
+            names = listed([f"{row['arm']} ({_difference(row)})" for row in group])
+            said.append(f"{names} {'is' if len(group) == 1 else 'are'} {phrase}")
+    open_rows = [row for row in pruned if row["verdict"] == "undecided"]
+    if open_rows:
+        few = [row for row in open_rows if row["replicates"] < results["min_replicates"]]
+        names = listed([f"{row['arm']} ({_difference(row)})" for row in open_rows])
+        why = ""
+        if len(few) == len(open_rows):
+            least = results["min_replicates"]
+            why = f", because {plural(few[0]['replicates'], 'replicate')} cannot carry a verdict ({least} can)"
+        elif len(open_rows) == 1 and needed_text(open_rows[0]):
+            why = f" ({needed_text(open_rows[0])})"
+        said.append(f"{names} {'is' if len(open_rows) == 1 else 'are'} undecided against random{why}")
+    for row in rows:
+        if row["arm"] in full:
+            said.append(f"training on the full data is {_against(row['verdict'])} ({_difference(row)})")
+    return f"{start}: {'; '.join(said)}."
+
+
+def _against(verdict: str) -> str:
+    return {
+        "better": "better than random", "worse": "worse than random", "equivalent": "equivalent to random",
+    }.get(verdict, "undecided against random")  # fmt: skip
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    if row["ci95"] is None:
+        return f"{signed(row['mean_difference'])} points, no interval"
+    return f"{signed(row['mean_difference'])} points {bounds(row['ci95'])}"
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """Return the run's finding about pruned arms in one short sentence that claims no more than the verdicts do."""
+    full = {arm["name"] for arm in results["arms"] if arm["full"]}
+    rows = [row for row in results["comparisons"] if row["arm"] not in full]
+    if not rows:
+        return "No pruned arm was compared with random."
+    if all(row["replicates"] < results["min_replicates"] for row in rows):
+        most = max(row["replicates"] for row in rows)
+        least = results["min_replicates"]
+        return f"No verdict: {plural(most, 'replicate')}, and a comparison with random takes {least}."
+    if len(rows) == 1:
+        row = rows[0]
+        return (
+            f"At keep {percent(row['keep'])}, {row['arm']} is {_against(row['verdict'])}: "
+            f"{signed(row['mean_difference'])} points."
+        )
+    tally = {verdict: [row for row in rows if row["verdict"] == verdict] for verdict in VERDICTS}
+    better = tally["better"]
+    if not better:
+        start = f"No pruned arm was shown to beat random in {len(rows)} comparisons"
+        rest = [f"{len(group)} {name}" for name, group in tally.items() if group]
+        return f"{start}: {listed(rest)}."
+    keeps = sorted({row["keep"] for row in better})
+    at = listed([percent(keep) for keep in keeps])
+    rest = [f"{len(group)} {name}" for name, group in tally.items() if group and name != "better"]
+    text = f"{len(better)} of {len(rows)} comparisons beat random, at keep {at}"
+    return f"{text}; {listed(rest)}." if rest else f"{text}."
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know before believing the figures, most important first."""
+    out = []
+    dataset, arms = results["dataset"], results["arms"]
+    if dataset["limit"] is not None:
+        out.append(
+            f"Slice of the data: data.limit = {count(dataset['limit'])}, so these are results on a slice "
+            f"({count(dataset['n_train'])} train examples), not on the data set."
+        )
+    out.append("Test accuracy is that of each training's last step; no step was chosen by looking at the test set.")
+    if any(arm["score"] is not None for arm in arms):
+        out.append(
+            "Intervals are conditional on the proxy set: all selections rank by the same scores. A headline claim "
+            "takes at least 3 proxy sets."
+        )
+    refused = [row for row in results["comparisons"] if row["margin_refused"]]
+    if refused:
+        worst = max(row["se_test"] for row in refused)
+        out.append(
+            f"The margin of {results['margin_points']:g} points is too narrow for "
+            f"{plural(len(refused), 'comparison')}: a margin must be at least two standard errors of the test set, here up to {2 * worst:.2f} points."
+        )
+    pruned = [arm for arm in arms if not arm["full"] and arm["protocol"] != "random"]
+    if len(pruned) > 1:
+        out.append(
+            f"{len(pruned)} pruned arms were compared. The best of them by these figures looks better than it is: "
+            "choose on validation, freeze the choice, and confirm it with fresh selection and training seeds."
+        )
+    for keep in sorted({arm["keep"] for arm in arms if not arm["full"]}):
+        steps = sorted({(arm["steps"], arm["batch_size"]) for arm in arms if arm["keep"] == keep and not arm["full"]})
+        if len(steps) > 1:
+            said = listed([f"{count(step)} x {batch}" for step, batch in steps])
+            out.append(f"At keep {percent(keep)} the arms had different training budgets (steps x batch: {said}).")
+    if not any(arm["full"] for arm in arms):
+        out.append("No arm was trained on the full data, so what pruning costs is not known.")
+    out.append("There is no arm that draws a fresh random subset every epoch (RS2) at equal steps.")
+    return out

@@ -1,0 +1,1 @@
+"""How examples are drawn: one protocol a file, each with its inclusion probabilities and weights."""

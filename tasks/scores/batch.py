@@ -1,0 +1,125 @@
+"""Scores of a batch: one forward pass for all of them, and one backward pass where GraNd is among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+
+from cluster.errors import InputError
+from tasks.scores.el2n import el2n
+from tasks.scores.entropy import entropy
+from tasks.scores.grand import grand
+from tasks.scores.grand_last import LastLinear, grand_last
+from tasks.scores.least_confidence import least_confidence
+from tasks.scores.loss import loss
+from tasks.scores.margin import margin
+from tasks.scores.registry import score_info
+from tasks.scores.state import scoring
+
+Tensor = torch.Tensor
+
+
+def score_batch(
+    model: torch.nn.Module, inputs: Tensor, targets: Tensor | None, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return the scores `names` of a batch, each (B,) float32 on the device of the inputs.
+
+    inputs (B, ...), as the model takes them (normalised, not augmented); targets (B,) int64 in 0..K-1, or None where
+    no score named reads a label. The model runs in eval mode and is left as it was: each submodule's mode, gradients,
+    requires_grad flags, buffers and hooks, also when an exception passes through. GraNd counts the parameters that
+    require a gradient. Values are returned as they come, finite or not.
+
+    Raises InputError for a name that is not computed from a batch (`random`, `forgetting`, `aum`), for labels that are
+    missing or out of range, and for a model that cannot give the score asked for.
+    """
+    infos = [score_info(name) for name in names]
+    for info in infos:
+        if not info.by_batch:
+            source = "the dynamics of a training" if info.needs == "dynamics" else "example ids alone"
+            raise InputError(f"score {info.name!r} is not computed from a batch but from {source}: use the score stage")
+    if not infos:
+        return {}
+    labelled = [info.name for info in infos if info.reads_label]
+    if labelled and targets is None:
+        raise InputError(f"score {labelled[0]!r} reads the label; targets is None. Pass labels (B,), or leave it out")
+    _check_batch_norms(model)
+    if inputs.is_inference():
+        inputs = inputs.clone()
+    inputs = inputs.detach()
+    gradients = "grand" in names
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        stack.enter_context(scoring(model, inputs.device))
+        if gradients and inputs.device.type == "cuda" and any(isinstance(m, torch.nn.RNNBase) for m in model.modules()):
+            # cuDNN has no backward pass of a recurrent layer in eval mode.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        with ExitStack() as catching:
+            last = catching.enter_context(LastLinear(model)) if "grand_last" in names else None
+            logits = model(inputs)
+        _check_logits(logits, inputs)
+        labels = _check_labels(targets, logits) if labelled else None
+        out = _from_logits(names, logits.detach(), labels, last)
+        if gradients:
+            assert labels is not None
+            out["grand"] = grand(model, inputs, logits, labels)
+    return {name: out[name].detach() for name in names}
+
+
+def _from_logits(
+    names: Sequence[str], logits: Tensor, labels: Tensor | None, last: LastLinear | None
+) -> dict[str, Tensor]:
+    """Return every score but `grand`, in float32 whatever the forward pass ran in."""
+    out: dict[str, Tensor] = {}
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        log_p = torch.log_softmax(logits.float(), dim=1)
+        if "entropy" in names:
+            out["entropy"] = entropy(log_p)
+        if "margin" in names:
+            out["margin"] = margin(log_p)
+        if "least_confidence" in names:
+            out["least_confidence"] = least_confidence(log_p)
+        if labels is not None:
+            if "el2n" in names:
+                out["el2n"] = el2n(log_p, labels)
+            if "loss" in names:
+                out["loss"] = loss(log_p, labels)
+            if last is not None:
+                features, bias = last.features(logits)
+                out["grand_last"] = grand_last(log_p, labels, features, bias)
+    return out
+
+
+def _check_batch_norms(model: torch.nn.Module) -> None:
+    for name, module in model.named_modules():
+        # Private, but the one base of every batch norm, and not of instance norms.
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise InputError(
+                f"layer {name!r} is a batch norm without running statistics: it uses the batch's own in eval mode too, "
+                "so an example's score would depend on its companions; set track_running_stats=True"
+            )
+
+
+def _check_logits(logits: object, inputs: Tensor) -> None:
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        rows = len(inputs)
+        raise InputError(f"the model returned {got} for {rows} rows; it must return logits ({rows}, K), K >= 2")
+
+
+def _check_labels(targets: Tensor | None, logits: Tensor) -> Tensor:
+    assert targets is not None
+    if targets.shape != logits.shape[:1] or targets.is_floating_point():
+        raise InputError(
+            f"targets are {targets.dtype} {tuple(targets.shape)}; "
+            f"they must be whole numbers, one for each of {len(logits)} rows"
+        )
+    labels = targets.to(logits.device, torch.int64)
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]):
+        raise InputError(
+            f"targets run from {int(labels.min())} to {int(labels.max())}; "
+            f"the model has classes 0 to {logits.shape[1] - 1}"
+        )
+    return labels

@@ -1,0 +1,62 @@
+"""The select stage: the subset table of every arm and replicate, with inclusion probabilities and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.fingerprint import stage_key
+from tasks.selection.spec import SelectionSpec
+from tasks.spec import Resources
+
+if TYPE_CHECKING:
+    from cluster.record import Seal
+    from cluster.storage import Store
+    from tasks.pool import Pool
+    from tasks.sources.spec import DataSpec
+
+VERSION = 1
+
+
+def selection_key(spec: SelectionSpec, seed: int, source_key: str) -> str:
+    """Return the key of one selection.
+
+    `source_key` is the merge key, or the index key for protocol random, which reads no score. The replicate's number
+    is not in it: its seed is.
+    """
+    return stage_key("select", VERSION, {**spec.effective(), "seed": seed}, [source_key])
+
+
+@dataclass(frozen=True)
+class SelectionUnit:
+    """Describe one selection to make; `seed` is the selection seed of its replicate, shared by all arms."""
+
+    spec: SelectionSpec
+    seed: int
+    replicate: int = 0
+
+
+@dataclass(frozen=True)
+class SelectInputs:
+    """Hold what the select stage reads; `merge` may be None where every selection is random."""
+
+    data: DataSpec
+    index: Seal
+    merge: Seal | None = None
+    resources: Resources = Resources()
+
+
+def selection_stage(
+    units: Sequence[tuple[str, SelectionUnit]], inputs: SelectInputs, store: Store, pool: Pool
+) -> list[Seal]:
+    """Publish every selection that has no seal and return all seals, in the order of `units`.
+
+    Parts `selection-00000.parquet`, ... hold 2^22 rows each, ascending example_id, whatever the shards. `seal.meta`:
+    n, keep, alpha, protocol, gamma, seed, score, direction, score_table_key, estimator, num_kept, num_signal,
+    num_exploration, covered, weight_sum, ess, design_effect, threshold, class_counts {full, signal, exploration},
+    weight_quantiles.
+    """
+    from tasks.selection.stage import run_selection_stage
+
+    return run_selection_stage(units, inputs, store, pool)

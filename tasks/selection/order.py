@@ -1,0 +1,68 @@
+"""The one order of examples: by score in its kept direction, as unsigned integers whose order is the floats' order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.errors import InputError
+
+U64 = npt.NDArray[np.uint64]
+
+_LOWEST = np.int64(-(2**63))
+_EXACT = 2**53
+DIGIT_BITS = 16
+DIGITS = 1 << DIGIT_BITS
+
+
+def sortable_bits(values: npt.NDArray[Any]) -> U64:
+    """Return uint64 words (N,) in the order of the values (N,): a < b exactly where word(a) < word(b).
+
+    Floats and integers, taken as float64; -0.0 and 0.0 are one value, infinities are the ends. Raises InputError, with
+    a count, on NaN and on integers beyond 2^53, which float64 cannot tell apart.
+    """
+    if values.dtype.kind in "iu" and values.dtype.itemsize == 8 and values.size:
+        wide = int(np.count_nonzero((values > _EXACT) | ((values < -_EXACT) if values.dtype.kind == "i" else False)))
+        if wide:
+            raise InputError(
+                f"{wide} of {values.size} scores are integers beyond 2^53: their order is lost in float64; "
+                "give smaller integers or floats"
+            )
+    elif values.dtype.kind not in "iufb":
+        raise InputError(f"scores are {values.dtype}: only numbers have an order; name a numeric column")
+    # Adding 0.0 makes 0.0 of -0.0 and widens in one pass.
+    wide_values = np.add(values, 0.0, dtype=np.float64)
+    missing = int(np.count_nonzero(np.isnan(wide_values)))
+    if missing:
+        raise InputError(
+            f"{missing} of {values.size} scores are NaN: they have no place in an order; mend the scores or leave those "
+            "examples out"
+        )
+    bits = wide_values.view(np.int64)
+    # Negative floats: all bits flipped. Others: the sign bit alone.
+    mask = bits >> np.int64(63)
+    mask |= _LOWEST
+    bits ^= mask
+    return bits.view(np.uint64)
+
+
+def value_of(word: int) -> float:
+    """Return the float64 whose sortable word is `word`."""
+    bits = word ^ (1 << 63) if word >> 63 else word ^ (2**64 - 1)
+    return float(np.array([bits], dtype=np.uint64).view(np.float64)[0])
+
+
+def kept_first(values: npt.NDArray[Any], direction: str) -> U64:
+    """Return words (N,) uint64 that are smallest at the end that is kept: `direction` is high or low."""
+    words = sortable_bits(values)
+    return np.invert(words, out=words) if direction == "high" else words
+
+
+def kept_first_counts(sortable: dict[str, int], direction: str) -> npt.NDArray[np.int64]:
+    """Return counts (65536,) of the top 16 bits of `kept_first`, from sparse counts of those of `sortable_bits`."""
+    counts = np.zeros(DIGITS, dtype=np.int64)
+    for digit, count in sortable.items():
+        counts[int(digit)] = count
+    return counts[::-1].copy() if direction == "high" else counts
