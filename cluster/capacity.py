@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from cluster.errors import InputError
 
@@ -52,7 +52,10 @@ def fitting(have: Mapping[str, float], shape: Shape) -> int:
 def _nodes() -> list[dict[str, Any]]:
     import ray
 
-    return [node for node in ray.nodes() if node["Alive"]]
+    if not ray.is_initialized():
+        # ray.nodes() would start a Ray of its own.
+        raise RuntimeError("there is no Ray session: enter a RaySession first")
+    return [node for node in cast(Any, ray).nodes() if node["Alive"]]
 
 
 def slots_now(shape: Shape) -> int:
@@ -70,10 +73,10 @@ def slots_at_most(shape: Shape) -> int:
 
 def describe() -> str:
     """Return what the cluster's nodes have, for people."""
-    nodes = [
-        f"{node['NodeManagerAddress']}: {node['Resources'].get('CPU', 0):g} CPU, {node['Resources'].get('GPU', 0):g} GPU"
-        for node in _nodes()
-    ]
+    nodes: list[str] = []
+    for node in _nodes():
+        have = node["Resources"]
+        nodes.append(f"{node['NodeManagerAddress']}: {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU")
     return "; ".join(nodes[:8]) + (f"; and {len(nodes) - 8} more" if len(nodes) > 8 else "")
 
 

@@ -42,7 +42,7 @@ def check_code_dirs(folders: Iterable[Path | str]) -> list[Path]:
     for folder in folders:
         path = Path(folder).expanduser().absolute()
         if not path.is_dir():
-            raise InputError(f"code folder {path} is not a folder; `code` lists the folders your modules are imported from")
+            raise InputError(f"code folder {path} is not a folder; `code` lists folders to import your modules from")
         for entry in sorted(path.iterdir()):
             is_package = entry.is_dir() and any(entry.glob("*.py"))
             name = entry.stem if entry.suffix == ".py" else entry.name
@@ -75,11 +75,11 @@ def _copy_tree(source: Path, target: Path) -> None:
         out: set[str] = set()
         for name in names:
             path = Path(folder, name)
+            is_other = name.startswith(".") or name in _NOT_CODE or name.endswith((".pyc", ".egg-info"))
             is_environment = (path / "pyvenv.cfg").is_file()
-            unreadable = not (path.is_dir() or path.is_file())
-            if name.startswith(".") or name in _NOT_CODE or name.endswith((".pyc", ".egg-info")) or is_environment:
-                out.add(name)
-            elif unreadable or (path.is_dir() and os.path.realpath(path) in seen):
+            is_broken = not (path.is_dir() or path.is_file())
+            is_copied = path.is_dir() and os.path.realpath(path) in seen
+            if is_other or is_environment or is_broken or is_copied:
                 out.add(name)
         return out
 

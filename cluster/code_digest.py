@@ -90,8 +90,8 @@ class _Closure:
         elif needed:
             raise InputError(
                 f"{asked_by} needs module {module!r}, which is neither in the `code` folders "
-                f"({', '.join(map(str, self.folders)) or 'none given'}) nor installed; correct the name, list its folder "
-                "in `code`, or install it"
+                f"({', '.join(map(str, self.folders)) or 'none given'}) nor installed; correct the name, list "
+                "its folder in `code`, or install it"
             )
         else:
             self.packages[top] = "absent"

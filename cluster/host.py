@@ -84,7 +84,7 @@ RemoteHost: Any = ray.remote(Host)
 def new_host(cpus: float, gpus: float) -> Any:
     """Start a host somewhere in the cluster and return its handle at once."""
     threads = str(max(1, int(cpus)))
-    environment = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     if not gpus:
         # Ray leaves a node's GPUs visible to workers that asked for none.
         environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -101,5 +101,6 @@ def new_host(cpus: float, gpus: float) -> Any:
 
 def dump(make_worker: Callable[[], Any]) -> bytes:
     """Return the pickled callable, for `Host.start`."""
-    data: bytes = ray.cloudpickle.dumps(make_worker)
+    pickler: Any = ray.cloudpickle
+    data: bytes = pickler.dumps(make_worker)
     return data

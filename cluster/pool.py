@@ -97,7 +97,9 @@ class RayPool:
         if not items:
             return iter(())
         check_fits(shape, label)
-        run = _Map(self, dump(make_worker), items, label, shape, resources.workers, resources.retries, done)
+        payload = dump(make_worker)
+        workers, retries = resources.workers, resources.retries
+        run = _Map(self, payload, items, label=label, shape=shape, workers=workers, retries=retries, done=done)
         return run.results()
 
     def cancel(self) -> None:
@@ -156,7 +158,7 @@ class RayPool:
 
 
 def _kill(handles: Sequence[Any]) -> None:
-    for handle in handles:
+    for handle in handles if ray.is_initialized() else ():
         # A host that is gone, or a session that is closed, leaves nothing to end.
         with contextlib.suppress(ray_errors.RayError, RuntimeError, ValueError):
             ray.kill(handle, no_restart=True)
@@ -170,15 +172,15 @@ class _Map:
         pool: RayPool,
         payload: bytes,
         items: Sequence[Any],
+        *,
         label: str,
         shape: Shape,
         workers: int | None,
         retries: int,
         done: int,
     ) -> None:
-        self.pool, self.items, self.label, self.shape = pool, items, label, shape
-        self.workers, self.retries, self.done = workers, retries, done
-        self.payload = payload
+        self.pool, self.payload, self.items = pool, payload, items
+        self.label, self.shape, self.workers, self.retries, self.done = label, shape, workers, retries, done
         self.turn = next(_turns)
         self.payload_ref: Any = None
         self.waiting: deque[int] = deque(range(len(items)))
@@ -247,8 +249,8 @@ class _Map:
         since = self.without_workers_since = self.without_workers_since or now
         if self.slots == 0 and now - since >= self.pool.wait_seconds:
             raise StageError(
-                f"{self.label}: for {now - since:.0f} s no node has had {self.shape} ({describe() or 'no node is up'}), "
-                f"{self.left} of {len(self.items)} items are left; what is committed stays: bring the nodes back and "
+                f"{self.label}: for {now - since:.0f} s no node has had {self.shape} ({describe()}), {self.left} "
+                f"of {len(self.items)} items are left; what is committed stays: bring the nodes back and "
                 "run the same command again"
             )
         if now - since >= 30 and not self.warned:
@@ -349,7 +351,8 @@ class _Map:
             )
             for index, error in sorted(self.failures.items())[:5]
         )
+        counts = f"{len(self.failures)} of {len(self.items)}"
         raise StageError(
-            f"{self.label}: {len(self.failures)} of {len(self.items)} items failed ({causes}); the others are committed. "
+            f"{self.label}: {counts} items failed ({causes}); the others are committed. "
             "Mend the cause and run again"
         ) from self.failures[min(self.failures)]

@@ -50,7 +50,7 @@ class Seal:
             parts = tuple(Part(**part) for part in body["parts"])
             return cls(body["stage"], body["key"], parts, body["meta"])
         except (ValueError, KeyError, TypeError) as error:
-            raise CorruptError(f"seal {where} cannot be read ({error}); it was changed after it was published") from error
+            raise CorruptError(f"seal {where} cannot be read ({error}): it was changed after publishing") from error
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Unit:
         except FileNotFoundError:
             return None
         if seal.key != self.key or seal.stage != self.stage:
-            raise CorruptError(f"seal {self.store.url(name)} is of {seal.stage} {seal.key}, not {self.stage} {self.key}")
+            where = self.store.url(name)
+            raise CorruptError(f"seal {where} is of {seal.stage} {seal.key}, not {self.stage} {self.key}")
         return seal
 
     def find_part(self, name: str, check: Callable[[bytes], int]) -> Part | None:
@@ -104,10 +105,11 @@ class Unit:
         if self.store.create(full, data):
             return Part(full, rows, len(data), sha256(data))
         winner = self.find_part(name, check)
+        where = self.store.url(full)
         if winner is None:
-            raise CorruptError(f"part {self.store.url(full)} was there and is gone: something else removes from this store")
+            raise CorruptError(f"part {where} was there and is gone: something else removes from this store")
         if winner.rows != rows:
-            raise CorruptError(f"part {self.store.url(full)} has {winner.rows} rows, this writer has {rows}, under one key")
+            raise CorruptError(f"part {where} has {winner.rows} rows, this writer has {rows}, under one key")
         return winner
 
     def publish_seal(self, parts: Sequence[Part], meta: Mapping[str, Any] | None = None) -> Seal:

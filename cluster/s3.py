@@ -44,7 +44,7 @@ def with_retries(act: Callable[[], T], what: str, attempts: int = ATTEMPTS) -> T
 
 
 class S3Objects:
-    """Keep objects below s3://BUCKET/PREFIX. The endpoint comes from AWS_ENDPOINT_URL, credentials from boto's chain."""
+    """Keep objects below s3://BUCKET/PREFIX. Endpoint from AWS_ENDPOINT_URL, credentials from boto's chain."""
 
     def __init__(self, uri: str) -> None:
         import s3fs

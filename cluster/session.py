@@ -85,7 +85,7 @@ def parse_address(address: str) -> tuple[str, int]:
         )
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InputError(f"Ray address {address!r} is not local, auto or HOST:PORT (the head's port is 6379 by default)")
+        raise InputError(f"Ray address {address!r} is not local, auto or HOST:PORT (6379 is the usual port)")
     return host.strip("[]"), int(port)
 
 
@@ -214,8 +214,8 @@ class RaySession:
             ray.init(address=address, runtime_env={"working_dir": str(package)}, **self._options())
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise InputError(
-                f"cannot join the Ray cluster at {address} ({type(error).__name__}: {error}); run this command on a node "
-                "of that cluster, with the same Ray and Python versions and, where it asks for one, its token "
+                f"cannot join the Ray cluster at {address} ({type(error).__name__}: {error}); run this command on a "
+                "node of that cluster, with the same Ray and Python versions and, where it asks for one, its token "
                 "(RAY_AUTH_MODE=token and RAY_AUTH_TOKEN)"
             ) from error
 

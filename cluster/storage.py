@@ -78,7 +78,7 @@ class FileObjects:
         final = self.root / name
         scratch = self._scratch(data)
         final.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(scratch, final)
+        scratch.replace(final)
         self._sync_folder(final.parent)
 
     def read(self, name: str) -> bytes:
@@ -197,7 +197,7 @@ def replace_uri(uri: str, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, final)
+        scratch.replace(final)
     finally:
         scratch.unlink(missing_ok=True)
 

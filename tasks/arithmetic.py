@@ -1,4 +1,4 @@
-"""The state that results depend on beside their inputs: device, threads, autocast, random streams. Set, then restored."""
+"""What results depend on beside their inputs: device, threads, autocast, random streams. Set, then restored."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def isolated_rng() -> Iterator[None]:
     """Put the global random streams of torch, NumPy and Python back as they were when the block ends."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     # A CUDA context is not started only to save a random state that nobody has used yet.
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(devices=devices):
             yield

@@ -20,7 +20,7 @@ def batches_of(num_examples: int, batch_size: int) -> int:
 
 
 def steps_of(steps: int | None, epochs: float | None, batch_size: int, num_examples: int) -> int:
-    """Return `steps`, or ceil(epochs * batches of an epoch): a whole number of epochs shows every example equally often."""
+    """Return `steps`, or ceil(epochs * batches of an epoch): whole epochs show every example equally often."""
     if steps is not None:
         return steps
     assert epochs is not None

@@ -191,11 +191,9 @@ def _excludes_zero(interval: Interval | None) -> bool:
 
 def power_of_difference(effect: float, count: int, level: float) -> float:
     """Return the power of the paired t test; `effect` = |difference| / spread, by the noncentral t distribution."""
-    from scipy.special import nctdtr
-
     degrees, shift = count - 1, effect * math.sqrt(count)
     critical = _critical(level, degrees)
-    return float(1.0 - nctdtr(degrees, shift, critical) + nctdtr(degrees, shift, -critical))
+    return 1.0 - _noncentral(degrees, shift, critical) + _noncentral(degrees, shift, -critical)
 
 
 def power_of_equivalence(effect: float, margin: float, count: int, level: float) -> float:
@@ -203,13 +201,19 @@ def power_of_equivalence(effect: float, margin: float, count: int, level: float)
 
     By two noncentral t distributions, which is exact but for the dependence between the two tests (it errs low).
     """
-    from scipy.special import nctdtr
-
     degrees, root = count - 1, math.sqrt(count)
     critical = _critical(level, degrees)
-    upper = float(nctdtr(degrees, (effect - margin) * root, -critical))
-    lower = float(nctdtr(degrees, (effect + margin) * root, critical))
+    upper = _noncentral(degrees, (effect - margin) * root, -critical)
+    lower = _noncentral(degrees, (effect + margin) * root, critical)
     return max(0.0, upper - lower)
+
+
+def _noncentral(degrees: int, shift: float, t: float) -> float:
+    """Return P(T <= t) of the noncentral t distribution."""
+    from scipy.special import nctdtr
+
+    # nctdtr gives NaN where t < 0 lies far below the shift: take the mirror image.
+    return 1.0 - float(nctdtr(degrees, -shift, -t)) if t < 0 else float(nctdtr(degrees, shift, t))
 
 
 def needed_replicates(pair: _Paired, level: float, margin: float, least: int) -> tuple[int, bool]:

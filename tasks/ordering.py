@@ -21,7 +21,9 @@ class BatchOrder:
     instead.
     """
 
-    def __init__(self, example_id: I64, batch_size: int, seed: int, weights: np.ndarray[Any, Any] | None = None) -> None:
+    def __init__(
+        self, example_id: I64, batch_size: int, seed: int, weights: np.ndarray[Any, Any] | None = None
+    ) -> None:
         self.example_id, self.batch_size, self.seed = example_id, batch_size, seed
         self.batches = batches_of(len(example_id), batch_size)
         self._mass: np.ndarray[Any, np.dtype[np.float64]] | None = None
@@ -43,7 +45,8 @@ class BatchOrder:
             return np.argsort(hash64(f"order/{epoch}", self.seed, self.example_id)).astype(np.int64)
         count = len(self.example_id)
         at = hash_unit(f"draw/{epoch}", self.seed, np.arange(count, dtype=np.int64)) * self._mass[-1]
-        return np.minimum(np.searchsorted(self._mass, at, side="right"), count - 1).astype(np.int64)
+        rows: I64 = np.minimum(np.searchsorted(self._mass, at, side="right"), count - 1).astype(np.int64)
+        return rows
 
     def batch(self, step: int) -> I64:
         """Return the rows of the batch of `step`, counted from 0."""
@@ -63,5 +66,8 @@ class BatchOrder:
 
 
 def rank_slice(rows: int, rank: int, world_size: int) -> slice:
-    """Return the part of a batch of `rows` that a rank computes; parts differ by at most one row, and may be empty."""
-    return slice(rows * rank // world_size, rows * (rank + 1) // world_size)
+    """Return the part of a batch of `rows` that a rank computes.
+
+    Parts differ by at most one row and may be empty; rank 0's, whose batch norm statistics stand, never is.
+    """
+    return slice(-(-rows * rank // world_size), -(-rows * (rank + 1) // world_size))

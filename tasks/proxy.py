@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
@@ -52,7 +52,7 @@ class ProxySpec(Spec):
 
 @dataclass(frozen=True)
 class ProxyInputs:
-    """Hold what the proxy stage reads. `checkpoints` are fractions of training in [0, 1]; `seed` is the run's root seed."""
+    """Hold what the proxy stage reads: `checkpoints` are fractions of training in [0, 1], `seed` the run's root seed."""
 
     data: DataSpec
     index: Seal
@@ -139,3 +139,13 @@ def proxy_stage(spec: ProxySpec, inputs: ProxyInputs, store: Store, pool: Pool) 
             seals[item.number] = unit.publish_seal(result.parts, result.meta)
             Work(unit, "model").clear()
     return [seals[number] for number in range(spec.seeds)]
+
+
+def load_checkpoint(store: Store, seal: Seal, at: float = 1.0) -> dict[str, Any]:
+    """Return {"key", "step", "model": state dict of CPU tensors} of a proxy at a fraction of its training.
+
+    Raises InputError where no such checkpoint was kept, CorruptError where it is not what its seal says.
+    """
+    from tasks.checkpoints import load_sealed
+
+    return load_sealed(store, seal, at)

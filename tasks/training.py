@@ -17,6 +17,7 @@ from tasks.arithmetic import arithmetic, autocast, device_of, isolated_rng, seed
 from tasks.hashing import derive_seed
 from tasks.ordering import BatchOrder, rank_slice
 from tasks.recipe import Pipeline
+from tasks.sources.protocol import Examples
 from tasks.spec import Numerics
 
 log = logging.getLogger("secateur.training")
@@ -26,7 +27,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainingArrays:
-    """Hold a training set in memory: x (N, ...) in its stored dtype, y (N,) int64, w (N,) float32, example_id (N,) int64."""
+    """Hold a training set in memory: x (N, ...) as stored, y (N,) int64, w (N,) float32, example_id (N,) int64."""
 
     x: np.ndarray[Any, Any]
     y: np.ndarray[Any, np.dtype[np.int64]]
@@ -43,6 +44,11 @@ class TrainingArrays:
             raise InputError("there is no example to train on; keep more examples")
         if not np.isfinite(self.w).all() or (self.w < 0).any() or not (self.w > 0).any():
             raise InputError("training weights must be finite, not negative, and not all zero; check the selection")
+
+
+def weightless(examples: Examples) -> TrainingArrays:
+    """Return a split as a training set in which every example has weight 1. Shares its memory."""
+    return TrainingArrays(examples.x, examples.y, np.ones(len(examples), dtype=np.float32), examples.example_id)
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ class _Loop:
 
     def resume(self, state: State) -> None:
         if state["steps"] != self.settings.steps or (state["recorder"] is None) != (self.recorder is None):
-            raise CorruptError(f"checkpoint of a training of {state['steps']} steps given to one of {self.settings.steps}")
+            raise CorruptError(f"checkpoint of {state['steps']} steps given to one of {self.settings.steps}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -190,6 +196,7 @@ class _Loop:
             if self.step < self.settings.steps:
                 self.schedule.step()
             if snapshot is not None and self.step in snapshots:
+                self._check_loss()
                 snapshot(self.step, own_state(self.model))
             if self.step % self.order.batches and self.step < self.settings.steps:
                 continue

@@ -37,8 +37,8 @@ def build_model(use: Use, shape: tuple[int, ...], num_classes: int, seed: int) -
         raise
     except Exception as error:
         raise InputError(
-            f"model {use.use!r} could not be built with {sorted(arguments)} for inputs {tuple(shape)} and {num_classes} "
-            f"classes: {type(error).__name__}: {error}. Mend the model or its `args`"
+            f"model {use.use!r} could not be built with {sorted(arguments)} for inputs {tuple(shape)} and "
+            f"{num_classes} classes: {type(error).__name__}: {error}. Mend the model or its `args`"
         ) from error
     if not isinstance(model, nn.Module):
         kind = "a class" if inspect.isclass(model) else f"a {type(model).__name__}"
@@ -47,7 +47,7 @@ def build_model(use: Use, shape: tuple[int, ...], num_classes: int, seed: int) -
 
 
 def check_model(
-    use: Use, shape: tuple[int, ...], num_classes: int, recipe: Recipe, dtype: str = "float32", seed: int = 0
+    use: Use, shape: tuple[int, ...], num_classes: int, recipe: Recipe, *, dtype: str = "float32", seed: int = 0
 ) -> None:
     """Raise InputError unless the model turns two stored rows of zeros into finite logits (2, K) under the recipe.
 
@@ -69,8 +69,8 @@ def check_model(
         raise
     except Exception as error:
         raise InputError(
-            f"model {use.use!r} does not accept inputs {tuple(augmented.shape)} (two rows of shape {tuple(shape)} after "
-            f"the recipe): {type(error).__name__}: {error}. Choose a model for this shape, or give a `transform`"
+            f"model {use.use!r} does not accept inputs {tuple(augmented.shape)} (two rows of {tuple(shape)} after the "
+            f"recipe): {type(error).__name__}: {error}. Choose a model for this shape, or give a `transform`"
         ) from error
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (2, num_classes):
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

@@ -9,7 +9,7 @@ from cluster.errors import InputError
 
 def _need_images(name: str, x: torch.Tensor) -> None:
     if x.dim() not in (3, 4):
-        raise InputError(f"augment {name} got a batch of shape {tuple(x.shape)}; it needs images (B, H, W) or (B, C, H, W)")
+        raise InputError(f"augment {name} got a batch of shape {tuple(x.shape)}; it needs (B, H, W) or (B, C, H, W)")
 
 
 def flip(x: torch.Tensor, generator: torch.Generator, p: float = 0.5) -> torch.Tensor:

@@ -30,7 +30,8 @@ def accuracy_chart(arms: Sequence[Mapping[str, Any]]) -> str:
             rows.append(line(place(arm["ci95"][0]), middle, place(arm["ci95"][1]), middle, f"interval s-{kind}"))
         for number, value in enumerate(arm["accuracy"]):
             rows.append(dot(place(value), middle, 3.4, f"faint f-{kind}", f"replicate {number}: {value:.2f} %"))
-        rows.append(box(place(arm["mean"]) - 1.75, middle - 8, 3.5, 16, f"f-{kind}", f"mean {arm['mean']:.2f} %", radius=1.5))
+        hint = f"mean {arm['mean']:.2f} %"
+        rows.append(box(place(arm["mean"]) - 1.75, middle - 8, 3.5, 16, f"f-{kind}", hint=hint, radius=1.5))
         body += rows
         y += TRACK
     axis = x_axis(place, ticks(low, high), 4, y, "test accuracy at the last step, %")
@@ -61,7 +62,7 @@ def forest_chart(rows: Sequence[Mapping[str, Any]], margin: float) -> str:
     behind = []
     if margin > 0:
         left, right = max(place(-margin), LEFT), min(place(margin), RIGHT)
-        behind.append(box(left, 4, right - left, y - 4, "margin", f"margin: ±{margin:g} points"))
+        behind.append(box(left, 4, right - left, y - 4, "margin", hint=f"margin: ±{margin:g} points"))
     axis = x_axis(place, ticks(low, high), 4, y, "difference to random, points", sign=True)
     zero = line(place(0), 4, place(0), y, "zero")
     return drawing(WIDTH, y + 40, "Paired difference to random by arm", [*behind, *axis, zero, *body])
@@ -99,7 +100,7 @@ def time_chart(stages: Sequence[StageTiming]) -> str:
         body += [
             text(LEFT, y + 14, fitted(stage.name, 150), "t", hint=stage.name),
             box(left, y + 2, max(place(stage.seconds) - left, 2.0), 16, "bar" if stage.computed else "bar hollow",
-                f"{stage.name}: {duration(stage.seconds)}, {items}{state}", radius=2),
+                hint=f"{stage.name}: {duration(stage.seconds)}, {items}{state}", radius=2),
             text(max(place(stage.seconds), left + 2) + 8, y + 14, f"{duration(stage.seconds)} · {items}{state}", "m"),
         ]
     return drawing(WIDTH, len(stages) * 26.0 + 10, "Time by stage", body)
@@ -148,7 +149,7 @@ def histogram_chart(
         start, end = (low + (high - low) * step / len(counts) for step in (number, number + 1))
         hint = f"{start:.4g} to {end:.4g}: {count:,} examples"
         if count:
-            body.append(box(left + number * width, spot, max(width - 0.8, 0.6), bottom - spot, "bar", hint))
+            body.append(box(left + number * width, spot, max(width - 0.8, 0.6), bottom - spot, "bar", hint=hint))
     last = [-100.0, -100.0]
     for value, label, hint in sorted(marks):
         x = min(max(place(value), left), RIGHT)
@@ -183,9 +184,9 @@ def balance_chart(rows: Sequence[tuple[str, float, float, float]]) -> str:
                 f"against {percent(round(full, 5))} of the full data")  # fmt: skip
         body += [
             text(left - 8, y + 12, fitted(name, 120), "t", "end", hint=name),
-            box(left, y + 2, place(signal) - left, 12, "f-signal", hint),
-            box(place(signal), y + 2, place(exploration) - left, 12, "f-exploration", hint),
-            box(place(full) - 1.25, y - 0.5, 2.5, 17, "f-ink", hint),
+            box(left, y + 2, place(signal) - left, 12, "f-signal", hint=hint),
+            box(place(signal), y + 2, place(exploration) - left, 12, "f-exploration", hint=hint),
+            box(place(full) - 1.25, y - 0.5, 2.5, 17, "f-ink", hint=hint),
         ]
     return drawing(WIDTH, bottom + 40, "Class balance", body)
 
@@ -203,10 +204,11 @@ def weight_chart(rows: Sequence[tuple[str, Sequence[tuple[float, float]], float]
         middle = y + TRACK / 2 - 3
         low, high = points[0][1], points[-1][1]
         inner = [weight for quantile, weight in points if 0.25 <= quantile <= 0.75] or [low, high]
+        start = place(min(inner)) - 2
         hint = ", ".join(f"{percent(quantile)}: {weight:.3g}" for quantile, weight in points)
         marks += [
             line(place(low), middle, place(high), middle, "interval s-arm"),
-            box(place(min(inner)) - 2, middle - 6, place(max(inner)) - place(min(inner)) + 4, 12, "bar", hint, radius=2),
+            box(start, middle - 6, place(max(inner)) - start + 2, 12, "bar", hint=hint, radius=2),
             dot(place(low), middle, 4, "f-arm", f"smallest weight {low:.4g}"),
             dot(place(high), middle, 4, "f-arm", f"largest weight {high:.4g}"),
         ]

@@ -14,10 +14,10 @@ from tasks.report.terminal import arms_of
 from tasks.report.wording import GLOSSARY, bounds, count, needed_text, percent, signed, with_margin
 
 HEADERS = (
-    "arm", "score", "protocol", "alpha", "kept", "steps", "batch", "epochs", "examples touched", "accuracy, %",
-    "worst class, %", "difference to random", "over test examples too", "verdict", "why",
+    "arm", "verdict", "difference to random", "accuracy, %", "kept", "steps", "batch", "epochs", "examples touched",
+    "over test examples too", "worst class, %", "score", "protocol", "alpha", "why",
 )  # fmt: skip
-WORDS = ("score", "protocol", "verdict", "why")
+WORDS = ("verdict", "score", "protocol", "why")
 
 
 def render_page(results: Mapping[str, Any], page: PageInputs | None = None) -> str:
@@ -85,7 +85,7 @@ def _keep_section(results: Mapping[str, Any], keep: float, sentence: str) -> str
         )
     return (
         f"<section><h2>Keep {percent(keep)}: {count(kept)} of {count(results['dataset']['n_train'])} examples</h2>"
-        f'<p>{escape(sentence)}</p><div class="grid">{"".join(cards)}</div>{_table(arms, rows)}</section>'
+        f'<p>{escape(sentence)}</p><div class="cards">{"".join(cards)}</div>{_table(arms, rows)}</section>'
     )
 
 
@@ -99,42 +99,49 @@ def _table(arms: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]])
     head = "".join(f'<th scope="col"{_words(name)}>{name}</th>' for name in HEADERS)
     body = []
     for arm in arms:
-        worst = arm["worst_class"]
-        cells = [
-            arm["score"] or "–",
-            arm["protocol"],
-            "–" if arm["alpha"] is None else f"{arm['alpha']:g}",
-            count(arm["n_kept"]),
-            count(arm["steps"]),
-            count(arm["batch_size"]),
-            f"{arm['epochs']:.1f}",
-            count(arm["examples_touched"]),
-            with_margin(arm["mean"], arm["ci95"]),
-            f"{worst['accuracy']:.1f} ({worst['name']})",
-        ]
-        row = compared.get(arm["name"])
-        said = [f"<td{_words(name)}>{escape(str(cell))}</td>" for name, cell in zip(HEADERS[1:], cells)]
-        if row is None:
-            why = "the baseline" if arm["protocol"] == "random" and not arm["full"] else ""
-            said += ["<td>–</td>", "<td>–</td>", '<td class="words">–</td>', f'<td class="words why">{why}</td>']
-        else:
-            two_way = "–" if row["two_way_ci95"] is None else bounds(row["two_way_ci95"])
-            needed = needed_text(row)
-            said += [
-                f"<td>{_minus(signed(row['mean_difference']) + ' ' + bounds(row['ci95']))}</td>",
-                f"<td>{_minus(two_way)}</td>",
-                f'<td class="words"><span class="verdict v-{row["verdict"]}">{row["verdict"]}</span></td>',
-                f'<td class="words why">{escape(row["reason"] + ("; " + needed if needed else ""))}</td>',
-            ]
-        body.append(f'<tr><th scope="row">{escape(arm["name"])}</th>{"".join(said)}</tr>')
+        cells = _cells(arm, compared.get(arm["name"]))
+        said = "".join(f"<td{_words(name)}>{cell}</td>" for name, cell in zip(HEADERS[1:], cells))
+        body.append(f'<tr><th scope="row">{escape(arm["name"])}</th>{said}</tr>')
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
+def _cells(arm: Mapping[str, Any], row: Mapping[str, Any] | None) -> list[str]:
+    """Return the cells of one arm, after its name, as markup."""
+    if row is None:
+        why = "the baseline" if arm["protocol"] == "random" and not arm["full"] else "not compared"
+        verdict, difference, two_way = "–", "–", "–"
+    else:
+        needed = needed_text(row)
+        why = row["reason"] + (f"; {needed}" if needed else "")
+        verdict = f'<span class="verdict v-{row["verdict"]}">{row["verdict"]}</span>'
+        difference = _minus(f"{signed(row['mean_difference'])} {bounds(row['ci95'])}")
+        two_way = "–" if row["two_way_ci95"] is None else _minus(bounds(row["two_way_ci95"]))
+    worst = arm["worst_class"]
+    return [
+        verdict,
+        difference,
+        with_margin(arm["mean"], arm["ci95"]),
+        count(arm["n_kept"]),
+        count(arm["steps"]),
+        count(arm["batch_size"]),
+        f"{arm['epochs']:.1f}",
+        count(arm["examples_touched"]),
+        two_way,
+        escape(f"{worst['accuracy']:.1f} ({worst['name']})"),
+        escape(arm["score"] or "–"),
+        escape(arm["protocol"]),
+        "–" if arm["alpha"] is None else f"{arm['alpha']:g}",
+        escape(why),
+    ]
+
+
 def _words(name: str) -> str:
-    return ' class="words"' if name in WORDS else ""
+    if name not in WORDS:
+        return ""
+    return ' class="words why"' if name == "why" else ' class="words"'
 
 
 def _minus(figures: str) -> str:
@@ -153,7 +160,7 @@ def _stages(page: PageInputs) -> str:
     total = duration(sum(stage.seconds for stage in page.stages))
     said = f"{len(computed)} of {len(page.stages)} stages computed something in this attempt, {total} in all."
     return (
-        f'<section><h2>What ran</h2><p>{said}</p><div class="grid"><div class="card">{time_chart(page.stages)}'
+        f'<section><h2>What ran</h2><p>{said}</p><div class="cards"><div class="card">{time_chart(page.stages)}'
         f"{_key(('done', 'computed'), ('hollow', 'reused: sealed before'))}</div></div></section>"
     )
 

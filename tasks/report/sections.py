@@ -27,7 +27,7 @@ def score_section(page: PageInputs) -> str:
     return (
         "<section><h2>Scores and thresholds</h2><p>How the scores of the train split are spread, and where the signal "
         "of each selection ends. A line is the threshold of replicate 0.</p>"
-        f'<div class="grid">{"".join(cards)}</div></section>'
+        f'<div class="cards">{"".join(cards)}</div></section>'
     )
 
 
@@ -73,7 +73,7 @@ def balance_section(page: PageInputs, results: Mapping[str, Any]) -> str:
             opened = " open" if keep == keeps[0] else ""
             folds.append(
                 f"<details{opened}><summary>Keep {percent(keep)}</summary>"
-                f'<div class="grid">{"".join(cards)}</div></details>'
+                f'<div class="cards">{"".join(cards)}</div></details>'
             )
     if not folds:
         return ""
@@ -139,7 +139,7 @@ def weight_section(page: PageInputs) -> str:
     return (
         "<section><h2>Weights</h2><p>What an example counts in the training loss: the line runs from the smallest "
         "weight to the largest, the box holds the middle half. Replicate 0.</p>"
-        f'<div class="grid">{"".join(cards)}</div><div class="scroll" tabindex="0">'
+        f'<div class="cards">{"".join(cards)}</div><div class="scroll" tabindex="0">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(table)}</tbody></table></div></section>"
     )
 

@@ -15,20 +15,20 @@ h1{font-size:1.05rem;margin:0;color:var(--soft);font-weight:600;overflow-wrap:an
 h2{font-size:1.3rem;margin:2.4rem 0 .5rem;line-height:1.3}
 h3{font-size:1rem;margin:0 0 .4rem;overflow-wrap:anywhere}
 p{margin:.4rem 0;max-width:76ch;overflow-wrap:anywhere}
-.lead{font-size:1.65rem;line-height:1.3;font-weight:650;margin:.3rem 0 .8rem;max-width:36ch}
+.lead{font-size:1.65rem;line-height:1.3;font-weight:650;margin:.3rem 0 .8rem;max-width:46ch}
 .facts,.caption{color:var(--soft);font-size:.9rem}
 .slice{border-left:4px solid var(--undecided);background:var(--card);padding:.6rem .9rem;margin:1rem 0}
 ul{margin:.5rem 0;padding-left:1.2rem;max-width:80ch}li{margin:.25rem 0;overflow-wrap:anywhere}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:16px;margin:.8rem 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:16px;margin:.8rem 0}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 14px 10px;min-width:0}
-.grid>.card:only-child{max-width:640px}
+.cards>.card:only-child{max-width:640px}
 svg{display:block;width:100%;height:auto}
 .scroll{overflow-x:auto;margin:.6rem 0;border:1px solid var(--rule);border-radius:10px}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.45rem .75rem;text-align:right;white-space:nowrap;border-top:1px solid var(--rule)}
 thead th{border-top:0;color:var(--soft);font-weight:600;background:var(--card);vertical-align:bottom}
-th:first-child,td:first-child{text-align:left;white-space:normal;min-width:11rem;max-width:22rem;overflow-wrap:anywhere}
-td.words,th.words{text-align:left}td.why{white-space:normal;min-width:16rem}
+th:first-child,td:first-child{text-align:left;white-space:normal;min-width:13rem;max-width:24rem;overflow-wrap:anywhere}
+td.words,th.words{text-align:left}td.why{white-space:normal;min-width:24rem}
 .verdict{font-weight:650}.v-better{color:var(--better)}.v-worse{color:var(--worse)}
 .v-equivalent{color:var(--equivalent)}.v-undecided{color:var(--undecided)}
 .key{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;color:var(--soft);font-size:.85rem;margin:.3rem 0 .2rem;padding:0;
@@ -56,7 +56,7 @@ svg text{font-family:inherit;font-size:13px}.t{fill:var(--ink)}.m{fill:var(--sof
 .b{fill:var(--ink);font-weight:600}.onmark{fill:var(--onmark);font-weight:700}svg text.onmark{font-size:11px}
 svg text.v-better{fill:var(--better)}svg text.v-worse{fill:var(--worse)}
 svg text.v-equivalent{fill:var(--equivalent)}svg text.v-undecided{fill:var(--undecided)}
-.grid line,line.grid{stroke:var(--grid);stroke-width:1}line.axis{stroke:var(--soft);stroke-width:1}
+line.grid{stroke:var(--grid);stroke-width:1}line.axis{stroke:var(--soft);stroke-width:1}
 line.zero{stroke:var(--ink);stroke-width:1.5;stroke-dasharray:4 3}
 rect.margin{fill:var(--band)}.bar{fill:var(--bar)}.hollow{fill:none;stroke:var(--bar);stroke-width:1.5}
 .interval{stroke-width:4;stroke-linecap:round}.thin{stroke-width:1.3}.faint{opacity:.5}

@@ -30,9 +30,12 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
-def box(x: float, y: float, width: float, height: float, class_: str, *hint: str, radius: float = 0) -> str:
+def box(
+    x: float, y: float, width: float, height: float, class_: str, *, hint: str = "", radius: float = 0
+) -> str:
     """Return a rectangle, with a hint on hover."""
-    return element("rect", title("".join(hint)), x=x, y=y, width=max(width, 0), height=max(height, 0), rx=radius, class_=class_)
+    width, height = max(width, 0.0), max(height, 0.0)
+    return element("rect", title(hint), x=x, y=y, width=width, height=height, rx=radius, class_=class_)
 
 
 def dot(x: float, y: float, radius: float, class_: str, hint: str = "") -> str:

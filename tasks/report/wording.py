@@ -98,7 +98,10 @@ def arm_sentence(row: Mapping[str, Any]) -> str:
 
 
 def keep_sentence(results: Mapping[str, Any], keep: float) -> str:
-    """Return what was found at one keep, every arm with its verdict, in one sentence."""
+    """Return what was found at one keep, every arm with its verdict, in one sentence.
+
+    Gives intervals where one pruned arm was compared; more of them would bury the verdicts, and the table has them.
+    """
     rows = [row for row in results["comparisons"] if row["keep"] == keep]
     start = f"At keep {percent(keep)}"
     if not rows:
@@ -106,6 +109,11 @@ def keep_sentence(results: Mapping[str, Any], keep: float) -> str:
     said = []
     full = {arm["name"] for arm in results["arms"] if arm["full"]}
     pruned = [row for row in rows if row["arm"] not in full]
+
+    def figures(row: Mapping[str, Any]) -> str:
+        interval = bounds(row["ci95"])
+        return f"{signed(row['mean_difference'])} points{' ' + interval if len(pruned) == 1 else ''}"
+
     for verdict, phrase in (
         ("better", "better than random"),
         ("equivalent", "equivalent to random"),
@@ -113,22 +121,22 @@ def keep_sentence(results: Mapping[str, Any], keep: float) -> str:
     ):
         group = [row for row in pruned if row["verdict"] == verdict]
         if group:
-            names = listed([f"{row['arm']} ({_difference(row)})" for row in group])
+            names = listed([f"{row['arm']} ({figures(row)})" for row in group])
             said.append(f"{names} {'is' if len(group) == 1 else 'are'} {phrase}")
     open_rows = [row for row in pruned if row["verdict"] == "undecided"]
     if open_rows:
         few = [row for row in open_rows if row["replicates"] < results["min_replicates"]]
-        names = listed([f"{row['arm']} ({_difference(row)})" for row in open_rows])
+        names = listed([f"{row['arm']} ({figures(row)})" for row in open_rows])
         why = ""
         if len(few) == len(open_rows):
             least = results["min_replicates"]
-            why = f", because {plural(few[0]['replicates'], 'replicate')} cannot carry a verdict ({least} can)"
+            why = f": {plural(few[0]['replicates'], 'replicate')}, and a verdict takes at least {least}"
         elif len(open_rows) == 1 and needed_text(open_rows[0]):
             why = f" ({needed_text(open_rows[0])})"
         said.append(f"{names} {'is' if len(open_rows) == 1 else 'are'} undecided against random{why}")
     for row in rows:
         if row["arm"] in full:
-            said.append(f"training on the full data is {_against(row['verdict'])} ({_difference(row)})")
+            said.append(f"training on the full data is {_against(row['verdict'])} ({figures(row)})")
     return f"{start}: {'; '.join(said)}."
 
 
@@ -136,12 +144,6 @@ def _against(verdict: str) -> str:
     return {
         "better": "better than random", "worse": "worse than random", "equivalent": "equivalent to random",
     }.get(verdict, "undecided against random")  # fmt: skip
-
-
-def _difference(row: Mapping[str, Any]) -> str:
-    if row["ci95"] is None:
-        return f"{signed(row['mean_difference'])} points, no interval"
-    return f"{signed(row['mean_difference'])} points {bounds(row['ci95'])}"
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -188,12 +190,13 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             "Intervals are conditional on the proxy set: all selections rank by the same scores. A headline claim "
             "takes at least 3 proxy sets."
         )
-    refused = [row for row in results["comparisons"] if row["margin_refused"]]
+    refused = [row for row in results["comparisons"] if row["margin_refused"] and row["verdict"] == "undecided"]
     if refused:
         worst = max(row["se_test"] for row in refused)
         out.append(
             f"The margin of {results['margin_points']:g} points is too narrow for "
-            f"{plural(len(refused), 'comparison')}: a margin must be at least two standard errors of the test set, here up to {2 * worst:.2f} points."
+            f"{plural(len(refused), 'undecided comparison')}: it must be at least two standard errors of the test set, "
+            f"here up to {2 * worst:.2f} points."
         )
     pruned = [arm for arm in arms if not arm["full"] and arm["protocol"] != "random"]
     if len(pruned) > 1:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+READS = ("aum",)
 
 
-def logit_margin(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return z_y - max over k != y of z_k, (B,), for LOGITS (B, K): what `aum` is the mean of over presentations."""
-    column = targets.unsqueeze(1)
-    others = logits.scatter(1, column, float("-inf")).amax(1)
-    return logits.gather(1, column).squeeze(1) - others
+def aum(dynamics: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    """Return the mean of z_y - max over k != y of z_k, (N,) float32, over all presentations; z are LOGITS.
 
-
-def aum(margin_sums: torch.Tensor, presentations: torch.Tensor) -> torch.Tensor:
-    """Return the mean logit margin over all presentations of each example, (N,) float32."""
-    return (margin_sums.double() / presentations).float()
+    `dynamics` holds columns of schemas.DYNAMICS, where the recorder of the proxy's training put that mean.
+    """
+    return dynamics["aum"].astype(np.float32)

@@ -17,12 +17,8 @@ DIGIT_BITS = 16
 DIGITS = 1 << DIGIT_BITS
 
 
-def sortable_bits(values: npt.NDArray[Any]) -> U64:
-    """Return uint64 words (N,) in the order of the values (N,): a < b exactly where word(a) < word(b).
-
-    Floats and integers, taken as float64; -0.0 and 0.0 are one value, infinities are the ends. Raises InputError, with
-    a count, on NaN and on integers beyond 2^53, which float64 cannot tell apart.
-    """
+def words_of(values: npt.NDArray[Any]) -> tuple[U64, int]:
+    """Return (words as `sortable_bits` gives them, how many values are NaN); the words of NaN mean nothing."""
     if values.dtype.kind in "iu" and values.dtype.itemsize == 8 and values.size:
         wide = int(np.count_nonzero((values > _EXACT) | ((values < -_EXACT) if values.dtype.kind == "i" else False)))
         if wide:
@@ -35,17 +31,32 @@ def sortable_bits(values: npt.NDArray[Any]) -> U64:
     # Adding 0.0 makes 0.0 of -0.0 and widens in one pass.
     wide_values = np.add(values, 0.0, dtype=np.float64)
     missing = int(np.count_nonzero(np.isnan(wide_values)))
-    if missing:
-        raise InputError(
-            f"{missing} of {values.size} scores are NaN: they have no place in an order; mend the scores or leave those "
-            "examples out"
-        )
     bits = wide_values.view(np.int64)
     # Negative floats: all bits flipped. Others: the sign bit alone.
     mask = bits >> np.int64(63)
     mask |= _LOWEST
     bits ^= mask
-    return bits.view(np.uint64)
+    return bits.view(np.uint64), missing
+
+
+def refuse_missing(missing: int, rows: int) -> None:
+    """Raise InputError where some of the scores of `rows` examples are NaN."""
+    if missing:
+        raise InputError(
+            f"{missing} of {rows} scores are NaN or null: they have no place in an order; mend the scores or leave "
+            "those examples out"
+        )
+
+
+def sortable_bits(values: npt.NDArray[Any]) -> U64:
+    """Return uint64 words (N,) in the order of the values (N,): a < b exactly where word(a) < word(b).
+
+    Floats and integers, taken as float64; -0.0 and 0.0 are one value, infinities are the ends. Raises InputError, with
+    a count, on NaN and on integers beyond 2^53, which float64 cannot tell apart.
+    """
+    words, missing = words_of(values)
+    refuse_missing(missing, values.size)
+    return words
 
 
 def value_of(word: int) -> float:
@@ -54,10 +65,10 @@ def value_of(word: int) -> float:
     return float(np.array([bits], dtype=np.uint64).view(np.float64)[0])
 
 
-def kept_first(values: npt.NDArray[Any], direction: str) -> U64:
-    """Return words (N,) uint64 that are smallest at the end that is kept: `direction` is high or low."""
-    words = sortable_bits(values)
-    return np.invert(words, out=words) if direction == "high" else words
+def kept_first(values: npt.NDArray[Any], direction: str) -> tuple[U64, int]:
+    """Return (words (N,) uint64, smallest at the end that is kept; number of NaN). `direction` is high or low."""
+    words, missing = words_of(values)
+    return (np.invert(words, out=words) if direction == "high" else words), missing
 
 
 def kept_first_counts(sortable: dict[str, int], direction: str) -> npt.NDArray[np.int64]:

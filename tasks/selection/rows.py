@@ -50,6 +50,9 @@ class RowSource(Protocol):
     @property
     def has_scores(self) -> bool: ...
 
+    @property
+    def code_counts(self) -> I64 | None: ...
+
     def pieces(self) -> Sequence[Any]: ...
 
     def read(self, piece: Any) -> Iterator[Batch]: ...
@@ -114,6 +117,11 @@ class ArrayRows:
         """Return whether there is a score."""
         return self.score is not None
 
+    @property
+    def code_counts(self) -> I64 | None:
+        """Return the number of rows of each code (num_codes,)."""
+        return None if self.code is None else np.bincount(self.code, minlength=self.num_codes)
+
     def pieces(self) -> Sequence[int]:
         """Return the first row of each piece."""
         return range(0, self.num_rows, BATCH_ROWS)
@@ -136,6 +144,8 @@ class _PartRows:
     parts: tuple[Part, ...]
     num_rows: int
     num_codes: int
+    # Known only after a pass.
+    code_counts: I64 | None = None
     _verified: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

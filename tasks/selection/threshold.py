@@ -19,6 +19,8 @@ Bools = npt.NDArray[np.bool_]
 _LEVELS = 8
 _KEY_LEVELS = 4
 _ALL = 2**64 - 1
+_SLICE = 2**17
+_SORTED_ROWS = 2**14
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class KeyedRows:
     key: U64
     example_id: I64
     group: I32 | None = None
+
+    def part(self, start: int, stop: int) -> KeyedRows:
+        """Return a range of the rows, sharing their memory."""
+        group = None if self.group is None else self.group[start:stop]
+        return KeyedRows(self.key[start:stop], self.example_id[start:stop], group)
 
 
 class Bounds:
@@ -55,8 +62,11 @@ class Bounds:
     @property
     def open_rows(self) -> int:
         """Return how many rows lie within the intervals of groups whose interval still divides them."""
-        divided = (self.rank > 0) & (self.rank < self.inside)
-        return int(self.inside[divided].sum())
+        return int(self.inside[self._divided].sum())
+
+    @property
+    def _divided(self) -> Bools:
+        return (self.rank > 0) & (self.rank < self.inside)
 
     def classify(self, rows: KeyedRows, tie: Tie) -> tuple[Bools, Bools]:
         """Return (below, inside), both (N,): whether a row is surely among the smallest, or may be."""
@@ -67,13 +77,17 @@ class Bounds:
         below = rows.key < low
         inside = rows.key <= high
         inside &= ~below
+        group = 0 if rows.group is None else rows.group
         if self.level > _KEY_LEVELS:
             at = np.flatnonzero(inside)
             ties = tie(rows.example_id[at])
-            group = 0 if rows.group is None else rows.group[at]
-            early = ties < self.low_tie[group]
+            of = 0 if rows.group is None else rows.group[at]
+            early = ties < self.low_tie[of]
             below[at[early]] = True
-            inside[at[early | (ties > self.high_tie[group])]] = False
+            inside[at[early | (ties > self.high_tie[of])]] = False
+        # An interval that is taken whole, or not at all, has nothing to settle.
+        below |= inside & (self.rank == self.inside)[group]
+        inside &= self._divided[group]
         return below, inside
 
     def _digit(self, words: U64) -> npt.NDArray[np.int64]:
@@ -125,15 +139,29 @@ class Bounds:
             self.level = _KEY_LEVELS
 
     def settle(self, rows: KeyedRows, tie: Tie) -> Bools:
-        """Return which of the inside rows (N,), all of them given at once, are among the smallest."""
-        group = np.zeros(len(rows.key), dtype=np.int32) if rows.group is None else rows.group
-        ties = tie(rows.example_id)
-        order = np.lexsort((rows.example_id, ties, rows.key, group))
+        """Return which of the inside rows (N,), all of them given at once, are among the smallest.
+
+        Narrows further in memory until few rows are left to sort.
+        """
+        parts = [rows.part(start, start + _SLICE) for start in range(0, len(rows.key), _SLICE)]
+        while self.open_rows > _SORTED_ROWS and self.level < _LEVELS:
+            self.narrow(counted(self.count(part, tie) for part in parts))
+        chosen = np.zeros(len(rows.key), dtype=np.bool_)
+        left: list[npt.NDArray[np.int64]] = []
+        for number, part in enumerate(parts):
+            below, inside = self.classify(part, tie)
+            chosen[number * _SLICE : number * _SLICE + len(below)] = below
+            left.append(np.flatnonzero(inside) + number * _SLICE)
+        if not left:
+            return chosen
+        at = np.concatenate(left)
+        group = np.zeros(len(at), dtype=np.int32) if rows.group is None else rows.group[at]
+        ids = rows.example_id[at]
+        order = np.lexsort((ids, tie(ids), rows.key[at], group))
         sizes = np.bincount(group, minlength=self.groups)
         starts = np.cumsum(sizes) - sizes
         place = np.arange(len(order)) - starts[group[order]]
-        chosen = np.zeros(len(order), dtype=np.bool_)
-        chosen[order] = place < self.rank[group[order]]
+        chosen[at[order[place < self.rank[group[order]]]]] = True
         return chosen
 
 

@@ -101,8 +101,8 @@ def _missing(uri: str, role: str) -> InputError:
 def _walk(root: Path) -> list[tuple[str, Path]]:
     out = []
     for folder, names, files in os.walk(root, followlinks=True):
-        names[:] = [name for name in names if not name.startswith((".", "_"))]
-        out += [Path(folder) / name for name in files if not name.startswith((".", "_"))]
+        names[:] = [name for name in names if not name.startswith(".")]
+        out += [Path(folder) / name for name in files if not name.startswith(".")]
     return sorted((path.relative_to(root).as_posix(), path) for path in out)
 
 
@@ -132,7 +132,7 @@ def _list_remote(uri: str, role: str, wanted: Callable[[str], bool]) -> list[Fil
     out = []
     for path, entry in sorted(found.items()):
         relative = path.removeprefix(root).lstrip("/")
-        hidden = any(word.startswith((".", "_")) for word in relative.split("/"))
+        hidden = any(word.startswith(".") for word in relative.split("/"))
         if relative and not hidden and not path.endswith("/") and wanted(relative):
             out.append(_remote_ref(entry, relative))
     return out
@@ -141,7 +141,7 @@ def _list_remote(uri: str, role: str, wanted: Callable[[str], bool]) -> list[Fil
 def list_location(uri: str, role: str, wanted: Callable[[str], bool] = lambda relative: True) -> list[FileRef]:
     """Return the digested files of a file or folder, sorted by relative name; a single file is known by its base name.
 
-    In a folder, names that begin with a dot or an underscore are left out, and those that `wanted` refuses.
+    In a folder, names that begin with a dot are left out, and those that `wanted` refuses.
     Raises InputError where nothing is there.
     """
     if is_remote(uri):

@@ -1,0 +1,274 @@
+"""The root configuration: what a run is, read from YAML, checked whole before anything starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError, field_validator, model_validator
+
+from cluster.errors import InputError
+from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
+from tasks.imports import nearest
+from tasks.proxy import ProxySpec
+from tasks.score import ScoreSpec, score_columns
+from tasks.selection.spec import SelectionSpec
+from tasks.sources.spec import DataSpec
+from tasks.spec import Resources, Spec, setting
+from tasks.train import TrainSpec
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+class ArmSpec(Spec):
+    """Describe one arm: a selection to make at every `keep`, and to train on."""
+
+    name: str | None = setting(None, identity=True, doc="Name in the results. Default: protocol, score and shares.")
+    score: str | None = setting(None, identity=True, doc="Column of the score table that ranks.")
+    protocol: str = setting("exact", identity=True, doc="topk, exact, approximate or tempered; random is always there.")
+    alpha: float | None = setting(None, identity=True, doc="Share of the budget spent on signal, in [0, 1].")
+    gamma: float | None = setting(None, identity=True, doc="Power of the exploration weight; tempered only.")
+    direction: str | None = setting(None, identity=True, doc="Kept end, high or low. Default: the score's own.")
+
+    def at(self, keep: float) -> SelectionSpec:
+        """Return the selection of this arm at one keep."""
+        return SelectionSpec(
+            score=self.score, protocol=self.protocol, keep=keep, alpha=self.alpha, gamma=self.gamma,
+            direction=self.direction,
+        )
+
+    @property
+    def label(self) -> str:
+        """Return the name of the arm in every result."""
+        if self.name:
+            return self.name
+        words = [self.protocol, self.score or ""]
+        if self.protocol not in ("topk", "random") and self.alpha is not None:
+            words.append(f"alpha={self.alpha:g}")
+        if self.gamma is not None:
+            words.append(f"gamma={self.gamma:g}")
+        if self.direction is not None:
+            words.append(self.direction)
+        return " ".join(word for word in words if word)
+
+
+RANDOM_ARM = ArmSpec(name="random", protocol="random")
+
+
+class SelectSpec(Spec):
+    """Say which subsets are selected: every arm at every keep, and random beside them."""
+
+    keep: tuple[float, ...] = setting(
+        ..., identity=True, min_length=1, doc="Fraction kept of the train split, in (0, 1]: a number or a list."
+    )
+    arms: tuple[ArmSpec, ...] = setting(..., identity=True, min_length=1, doc="The arms beside random.")
+    resources: Resources = setting(Resources(), identity=False, doc="How select and subset are run.")
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int | float | str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> SelectSpec:
+        for keep in self.keep:
+            if not 0 < keep <= 1:
+                raise InputError(f"select.keep is {keep:g}: it is the fraction kept; give a number in (0, 1]")
+            for arm in self.arms:
+                arm.at(keep)
+        if len(set(self.keep)) != len(self.keep):
+            raise InputError(f"select.keep lists a fraction twice: {list(self.keep)}; each keep once")
+        labels = [arm.label for arm in self.arms] + ["random", "full"]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise InputError(
+                f"select.arms has the name {twice[0]!r} twice (random and full are always taken); give each arm its own name"
+            )
+        return self
+
+
+class ReportSpec(Spec):
+    """Say how arms are judged."""
+
+    margin_points: float = setting(
+        0.5, identity=True, gt=0, doc="Margin of equivalence, in percentage points of test accuracy."
+    )
+
+
+class RunConfig(Spec):
+    """Hold a whole run."""
+
+    name: str = setting(..., identity=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,40}$", doc="Name of the run.")
+    seed: int = setting(0, identity=True, ge=0, doc="Root seed; every random choice derives from it.")
+    code: tuple[str, ...] = setting((), identity=False, doc="Folders of your code, put on the import path and shipped.")
+    code_version: str | None = setting(
+        None, identity=True, doc="Stands for your code in the keys, instead of the digest of what it imports."
+    )
+    data: DataSpec = setting(..., identity=True, doc="The dataset.")
+    proxy: ProxySpec | None = setting(None, identity=True, doc="The proxies; left out where `scores` is given.")
+    score: ScoreSpec | None = setting(None, identity=True, doc="The scores; left out where `scores` is given.")
+    scores: str | None = setting(None, identity=False, doc="Parquet file, folder or URI of your own scores.")
+    scores_id_column: str = setting("example_id", identity=True, doc="Id column of `scores`.")
+    select: SelectSpec = setting(..., identity=True, doc="The selections.")
+    train: TrainSpec = setting(..., identity=True, doc="The final trainings.")
+    report: ReportSpec = setting(ReportSpec(), identity=True, doc="How arms are judged.")
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.scores is None and (self.score is None or self.proxy is None):
+            raise InputError("the configuration has no scores: give `proxy` and `score`, or your own as `scores: URI`")
+        if self.scores is not None and (self.score is not None or self.proxy is not None):
+            raise InputError("`scores` replaces `proxy` and `score`: leave these two out, or leave `scores` out")
+        if self.score is not None and self.proxy is not None:
+            known = [name for name, end in score_columns(self.score, self.proxy.seeds).items() if end is not None]
+            for arm in self.select.arms:
+                if arm.score is not None and arm.score not in known:
+                    raise InputError(
+                        f"arm {arm.label!r} ranks by {arm.score!r}, which score.scores does not compute; "
+                        f"{nearest(arm.score, known)}"
+                    )
+        return self
+
+    @property
+    def run_name(self) -> str:
+        """Return RUN: the name and 12 digits of what identifies the run, its data locations among them."""
+        places = {"train": self.data.train, "test": self.data.test, "scores": self.scores}
+        return f"{self.name}-{sha256(canonical_json({**self.identity(), 'places': places}))[:KEY_CHARS]}"
+
+    def arms(self) -> list[ArmSpec]:
+        """Return random, then the configured arms."""
+        return [RANDOM_ARM, *self.select.arms]
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML configuration, apply KEY=VALUE overrides, and check all of it. Raises InputError with one message."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"configuration {path} cannot be read ({error}); give the path of a YAML file") from error
+    try:
+        body = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(body, dict):
+        raise InputError(f"configuration {path} holds a {type(body).__name__}; its top level is a mapping of sections")
+    for override in overrides:
+        _override(body, override)
+    return parse_config(_expand(body, path), path)
+
+
+def _override(body: dict[str, Any], text: str) -> None:
+    key, mark, value = text.partition("=")
+    if not mark or not key:
+        raise InputError(f"--set {text!r}: it has the form KEY=VALUE, with dots in KEY, as in select.keep=0.1")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {text!r}: the value is not YAML ({' '.join(str(error).split())})") from error
+    place: Any = body
+    *path, last = key.split(".")
+    for name in path:
+        if isinstance(place, list):
+            place = place[_number(place, name, text)]
+            continue
+        if place.get(name) is None:
+            place[name] = {}
+        place = place[name]
+        if not isinstance(place, dict | list):
+            raise InputError(f"--set {text!r}: {name} is a plain value, it has nothing below it")
+    if isinstance(place, list):
+        place[_number(place, last, text)] = parsed
+    else:
+        place[last] = parsed
+
+
+def _number(place: list[Any], name: str, text: str) -> int:
+    if not name.isdigit() or int(name) >= len(place):
+        raise InputError(f"--set {text!r}: {name!r} is no item of a list of {len(place)}; give 0..{len(place) - 1}")
+    return int(name)
+
+
+def _expand(value: Any, where: str) -> Any:
+    """Replace ${NAME} and ${NAME:-default} in texts by the environment's values."""
+    if isinstance(value, Mapping):
+        return {name: _expand(item, f"{where}: {name}") for name, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, where) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def put(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1], match[2])
+        if found is None:
+            raise InputError(f"{where} needs the environment variable {match[1]}; export it, or use --set")
+        return found
+
+    return _VARIABLE.sub(put, value)
+
+
+def parse_config(body: Mapping[str, Any], where: str = "configuration") -> RunConfig:
+    """Return the checked configuration. Raises InputError naming the first wrong key and the nearest valid one."""
+    try:
+        config = RunConfig.model_validate(body)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_first_problem(error)}") from error
+    return _absolute(config)
+
+
+def _first_problem(error: ValidationError) -> str:
+    # An unknown key often causes a missing one: name the unknown first.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    place = [part for part in problem["loc"]]
+    name = ".".join(str(part) for part in place)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        known = list(_fields_at(RunConfig, place[:-1]))
+        return f"unknown key {name!r}; {nearest(str(place[-1]), known)}{more}"
+    if problem["type"] == "missing":
+        return f"{name!r} is missing{more}"
+    return f"{name!r} is {problem['input']!r}: {problem['msg']}{more}"
+
+
+def _fields_at(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
+    """Return the field names of the spec at a place in the configuration."""
+    current = model
+    for part in place:
+        if isinstance(part, int) or part not in current.model_fields:
+            continue
+        found = _spec_in(current.model_fields[part].annotation)
+        if found is None:
+            return []
+        current = found
+    return list(current.model_fields)
+
+
+def _spec_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _spec_in(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Return the configuration with local paths made absolute: workers and later commands run elsewhere."""
+
+    def place(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(path).absolute())
+
+    changes: dict[str, Any] = {
+        "code": tuple(str(Path(folder).absolute()) for folder in config.code),
+        "scores": place(config.scores),
+    }
+    if config.data.source.use != "sklearn":
+        changes["data"] = config.data.model_copy(
+            update={"train": place(config.data.train), "test": place(config.data.test)}
+        )
+    return config.model_copy(update=changes)

@@ -1,0 +1,220 @@
+"""The plan of a run: the key of every stage and unit, and what of it is there already. Imports neither torch, Ray nor
+Prefect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.code import add_code_dirs, check_code_dirs
+from cluster.code_digest import code_digest
+from cluster.errors import InputError
+from cluster.record import Seal, Unit
+from cluster.storage import Store
+from flows.config import ArmSpec, RunConfig
+from tasks.hashing import derive_seed
+from tasks.merge import merge_key, own_scores_key, scores_digest
+from tasks.proxy import proxy_key
+from tasks.score import checkpoints_needed, needs_proxies, score_key, scorer_key
+from tasks.selecting import SelectionUnit, selection_key
+from tasks.shard import shard_key
+from tasks.sources.digest import data_digest
+from tasks.spec import Spec, Use
+from tasks.subset import subset_key
+from tasks.train import train_key
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class PlannedTraining:
+    """Name one training: its arm and keep, its replicate, and the keys of what it reads and makes."""
+
+    arm: str
+    keep: float
+    replicate: int
+    seed: int
+    selection: str | None
+    key: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold the keys of a run, all of them functions of configuration, code and data alone."""
+
+    config: RunConfig
+    code: str
+    data: str
+    shard: str
+    proxies: tuple[str, ...]
+    checkpoints: tuple[float, ...]
+    scorer: str | None
+    score: str | None
+    scores_digest: str | None
+    merge: str
+    selections: dict[tuple[str, float, int], tuple[str, SelectionUnit]]
+    trainings: tuple[PlannedTraining, ...]
+
+    @property
+    def run_name(self) -> str:
+        """Return RUN."""
+        return self.config.run_name
+
+    def subset(self, selection: str) -> str:
+        """Return the key of the subset of a selection."""
+        return subset_key(selection, self.shard)
+
+    def units(self, store: Store) -> Iterator[tuple[str, Unit]]:
+        """Yield (stage, unit) for everything the run needs, each key once, in the order it is computed."""
+        yield "shard", Unit(store, "shard", self.shard)
+        for key in self.proxies:
+            yield "proxy", Unit(store, "proxy", key)
+        if self.score is not None:
+            yield "score", self.score_unit(store)
+        yield "merge", Unit(store, "merge", self.merge)
+        keys = list(dict.fromkeys(key for key, _ in self.selections.values()))
+        for key in keys:
+            yield "select", Unit(store, "select", key)
+        for key in keys:
+            yield "subset", Unit(store, "subset", self.subset(key))
+        for key in dict.fromkeys(training.key for training in self.trainings):
+            yield "train", Unit(store, "train", key)
+
+    def score_unit(self, store: Store) -> Unit:
+        """Return the address of the score stage: parts by scorer and shard, a seal per index."""
+        assert self.score is not None and self.scorer is not None
+        return Unit(store, "score", self.score, f"seal-{self.shard[:12]}.json", self.scorer)
+
+    def keys(self) -> dict[str, Any]:
+        """Return the keys by stage, as run.json records them."""
+        return {
+            "data": self.data,
+            "code": self.code,
+            "shard": self.shard,
+            "proxy": list(self.proxies),
+            "scorer": self.scorer,
+            "score": self.score,
+            "merge": self.merge,
+            "select": list(dict.fromkeys(key for key, _ in self.selections.values())),
+            "train": list(dict.fromkeys(training.key for training in self.trainings)),
+        }
+
+
+@dataclass(frozen=True)
+class StageState:
+    """Say how much of a stage is sealed."""
+
+    stage: str
+    total: int
+    sealed: int
+    keys: tuple[str, ...]
+
+    @property
+    def left(self) -> int:
+        """Return the number of units still to compute."""
+        return self.total - self.sealed
+
+
+def entry_points(spec: Spec) -> list[str]:
+    """Return every package.module:callable that a spec names, nested specs included."""
+    found: list[str] = []
+    for name in type(spec).model_fields:
+        value = getattr(spec, name)
+        for item in value if isinstance(value, tuple | list) else [value]:
+            if isinstance(item, Use):
+                if ":" in item.use:
+                    found.append(item.use)
+            elif isinstance(item, Spec):
+                found += entry_points(item)
+    return found
+
+
+def _digest_of_code(config: RunConfig) -> str:
+    folders = check_code_dirs(config.code)
+    add_code_dirs(folders)
+    entries = entry_points(config)
+    if config.code_version is not None:
+        return f"version:{config.code_version}"
+    return code_digest(entries, folders) if entries else "none"
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Return the plan of a configuration. Reads the data's digests (cached) and the user's code; starts nothing."""
+    code = _digest_of_code(config)
+    data = data_digest(config.data)
+    shard = shard_key(config.data, data)
+    proxies: tuple[str, ...] = ()
+    checkpoints: tuple[float, ...] = (1.0,)
+    scorer = score = own = None
+    if config.scores is not None:
+        own = scores_digest(config.scores)
+        merge = merge_key(own_scores_key(own, config.scores_id_column), shard)
+    else:
+        assert config.proxy is not None and config.score is not None
+        if needs_proxies(config.score):
+            checkpoints = checkpoints_needed(config.score)
+            proxies = tuple(
+                proxy_key(config.proxy, number, shard, checkpoints, code, config.seed)
+                for number in range(config.proxy.seeds)
+            )
+        scorer = scorer_key(config.score, config.proxy, list(proxies), code, config.seed)
+        score = score_key(scorer, shard)
+        merge = merge_key(score, shard)
+    selections, trainings = _plan_arms(config, shard, merge, code)
+    return Plan(
+        config, code, data, shard, proxies, checkpoints, scorer, score, own, merge, selections, tuple(trainings)
+    )
+
+
+def _plan_arms(
+    config: RunConfig, shard: str, merge: str, code: str
+) -> tuple[dict[tuple[str, float, int], tuple[str, SelectionUnit]], list[PlannedTraining]]:
+    selections: dict[tuple[str, float, int], tuple[str, SelectionUnit]] = {}
+    trainings: list[PlannedTraining] = []
+    train = config.train
+    for keep in config.select.keep:
+        for arm in config.arms():
+            for replicate in range(train.replicates):
+                unit = SelectionUnit(arm.at(keep), derive_seed("selection", config.seed, replicate), replicate)
+                key = selection_key(unit.spec, unit.seed, shard if arm.protocol == "random" else merge)
+                selections[arm.label, keep, replicate] = key, unit
+                trainings.append(_training(config, arm, keep, replicate, key, shard, code))
+        if train.full:
+            for replicate in range(train.replicates):
+                trainings.append(_training(config, None, keep, replicate, None, shard, code))
+    return selections, trainings
+
+
+def _training(
+    config: RunConfig, arm: ArmSpec | None, keep: float, replicate: int, selection: str | None, shard: str, code: str
+) -> PlannedTraining:
+    # Initialisation and order are shared by the arms of a replicate: the comparison is paired.
+    seed = derive_seed("train", config.seed, replicate)
+    # A keep reaches the full-data arm only through the number of steps; where that is fixed, one training serves all.
+    keyed_keep = 1.0 if arm is None and config.train.steps is not None else keep
+    key = train_key(
+        config.train, keep=keyed_keep, seed=seed, source_key=selection or shard, index_key=shard, code=code
+    )
+    return PlannedTraining(arm.label if arm else FULL, keep, replicate, seed, selection, key)
+
+
+def find_states(plan: Plan, store: Store) -> list[StageState]:
+    """Return, stage by stage, how many units are sealed: one look-up a unit, none a shard."""
+    units: dict[str, list[Unit]] = {}
+    for stage, unit in plan.units(store):
+        units.setdefault(stage, []).append(unit)
+    return [
+        StageState(
+            stage, len(group), sum(unit.seal() is not None for unit in group), tuple(unit.key for unit in group)
+        )
+        for stage, group in units.items()
+    ]
+
+
+def sealed(unit: Unit) -> Seal:
+    """Return the seal of a unit that must be there. Raises InputError."""
+    seal = unit.seal()
+    if seal is None:
+        raise InputError(f"{unit.stage} {unit.key[:12]} is not complete in {unit.store.uri}: run the configuration first")
+    return seal

@@ -1,0 +1,106 @@
+"""What the store knows of a run: run.json, the results of its sealed units, and the report made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from cluster.errors import CorruptError, InputError
+from cluster.fingerprint import canonical_json
+from cluster.record import Seal, Unit
+from cluster.storage import Store
+from flows.config import RunConfig, parse_config
+from flows.plan import FULL, Plan, sealed
+from tasks.imports import nearest
+from tasks.report.inputs import ArmResult, PageInputs, StageTiming
+
+PACKAGES = ("secateur", "torch", "ray", "prefect", "pyarrow", "numpy", "s3fs", "scikit-learn", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that results may depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def record_run(plan: Plan, store: Store) -> None:
+    """Publish run.json, create-only; where it is there already it stays as it is."""
+    body = {
+        "run": plan.run_name,
+        "config": plan.config.model_dump(mode="json"),
+        "keys": plan.keys(),
+        "versions": versions(),
+    }
+    store.create(f"runs/{plan.run_name}/run.json", canonical_json(body, "run.json"))
+
+
+def list_runs(store: Store) -> list[str]:
+    """Return the names of all runs in the store."""
+    return sorted({name.split("/")[1] for name in store.list("runs") if name.endswith("/run.json")})
+
+
+def find_run(run: str, store: Store) -> str:
+    """Return the full name of the run that `run` names, in whole or by an unambiguous start. Raises InputError."""
+    names = list_runs(store)
+    if run in names:
+        return run
+    found = [name for name in names if name.startswith(run)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"run {run!r} is the start of {len(found)} runs in {store.uri}: {', '.join(found)}; name one")
+    hint = nearest(run, names) if names else "it holds no run"
+    raise InputError(f"no run {run!r} in {store.uri}; {hint}; name the store with --store or SECATEUR_STORE")
+
+
+def load_run(run: str, store: Store) -> tuple[str, RunConfig, dict[str, Any]]:
+    """Return the run's name, its configuration and its record. Raises InputError, CorruptError."""
+    name = find_run(run, store)
+    try:
+        record = json.loads(store.read(f"runs/{name}/run.json"))
+        return name, parse_config(record["config"], f"run {name}"), record
+    except (ValueError, KeyError) as error:
+        raise CorruptError(f"run.json of {name} in {store.uri} cannot be read ({error})") from error
+
+
+def arm_results(plan: Plan, store: Store) -> list[ArmResult]:
+    """Return the sealed results of every arm at every keep. Raises InputError where something is not complete."""
+    selections = {key: sealed(Unit(store, "select", key)) for key, _ in plan.selections.values()}
+    trainings = {training.key: sealed(Unit(store, "train", training.key)) for training in plan.trainings}
+    results: list[ArmResult] = []
+    replicates = range(plan.config.train.replicates)
+    by_place = {(t.arm, t.keep, t.replicate): t.key for t in plan.trainings}
+    for keep in plan.config.select.keep:
+        for arm in plan.config.arms():
+            spec = arm.at(keep)
+            results.append(
+                ArmResult(
+                    arm.label, arm.score, arm.protocol, keep, spec.signal_share, arm.gamma,
+                    [selections[plan.selections[arm.label, keep, r][0]] for r in replicates],
+                    [trainings[by_place[arm.label, keep, r]] for r in replicates],
+                )
+            )
+        if plan.config.train.full:
+            trains = [trainings[by_place[FULL, keep, r]] for r in replicates]
+            results.append(ArmResult(FULL, None, FULL, keep, None, None, None, trains))
+    return results
+
+
+def make_report(plan: Plan, store: Store, stages: Sequence[StageTiming]) -> dict[str, Any]:
+    """Write results.json and index.html from the sealed units and return the results. Raises InputError."""
+    from tasks.report.publish import write_report
+    from tasks.report.results import build_results
+
+    index = sealed(Unit(store, "shard", plan.shard))
+    merge = sealed(Unit(store, "merge", plan.merge))
+    arms = arm_results(plan, store)
+    results = build_results(plan.run_name, index, arms, plan.config.report.margin_points, store)
+    page = PageInputs(arms, merge, stages, plan.config.model_dump(mode="json"), versions())
+    write_report(store, plan.run_name, results, page)
+    return results
+
+
+def subset_units(plan: Plan, selections: dict[str, Seal]) -> list[tuple[str, Seal]]:
+    """Return (subset key, selection seal) for each selection, each once."""
+    return [(plan.subset(key), seal) for key, seal in selections.items()]

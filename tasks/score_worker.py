@@ -1,0 +1,269 @@
+"""The work of the score stage: a warm worker that holds every proxy, and the driver that maps shards over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from cluster.errors import CorruptError, InputError, StageError
+from cluster.record import Part, Seal, Unit
+from cluster.storage import Store
+from tasks.arithmetic import arithmetic, autocast, device_of
+from tasks.checkpoints import load_sealed
+from tasks.dataset import Dataset
+from tasks.models.build import build_model
+from tasks.proxy import checkpoint_part
+from tasks.recipe import Pipeline
+from tasks.schemas import TRAIN, scores_schema
+from tasks.score import (
+    NEVER_LEARNED,
+    VERSION,
+    ScoreInputs,
+    ScoreSpec,
+    column_name,
+    needs_proxies,
+    score_columns,
+    score_key,
+    scorer_key,
+)
+from tasks.scores.aum import READS as AUM_READS
+from tasks.scores.aum import aum
+from tasks.scores.batch import score_batch
+from tasks.scores.forgetting import READS as FORGETTING_READS
+from tasks.scores.forgetting import forgetting
+from tasks.scores.registry import score_info
+from tasks.scores.uniform import uniform
+from tasks.sources.protocol import Examples, Shard
+from tasks.tables import encode_table, load_part, part_check, with_metadata
+
+if TYPE_CHECKING:
+    from tasks.pool import Pool
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+
+def score_unit(spec: ScoreSpec, inputs: ScoreInputs, store: Store) -> tuple[Unit, str]:
+    """Return the unit of a score stage and its scorer key, which its parts carry."""
+    scorer = scorer_key(spec, inputs.proxy, [seal.key for seal in inputs.proxies], inputs.code, inputs.seed)
+    key, index = score_key(scorer, inputs.index.key), inputs.index.key
+    return Unit(store, "score", key, seal_name=f"seal-{index[:12]}.json", folder_key=scorer), scorer
+
+
+def run_score_stage(spec: ScoreSpec, inputs: ScoreInputs, store: Store, pool: Pool) -> Seal:
+    """Score what is not scored yet and return the seal (see tasks.score.score_stage)."""
+    unit, scorer = score_unit(spec, inputs, store)
+    seal = unit.seal()
+    if seal is not None:
+        return seal
+    if needs_proxies(spec) and not inputs.proxies:
+        raise InputError("the scores asked for read proxies, and there are none; set proxy.seeds to at least 1")
+    dataset = Dataset(inputs.data, inputs.index, store)
+    shards = dataset.shards("train")
+    there = set(store.list(f"{unit.folder}/parts"))
+    parts: list[Part] = []
+    left: list[Shard] = []
+    found = [shard for shard in shards if unit.part_name(shard.part_name) in there]
+    left += [shard for shard in shards if unit.part_name(shard.part_name) not in there]
+    with ThreadPoolExecutor(8) as readers:
+        parts += readers.map(partial(_part_that_is_there, unit, scorer, dataset), found)
+    if left:
+        make = partial(ScoreWorker, spec, inputs, store)
+        parts += [
+            part for _, part in pool.map(make, left, label="score", resources=spec.resources, done=len(found))
+        ]
+    return unit.publish_seal(parts, {**facts_of(spec, inputs), "num_rows": sum(part.rows for part in parts)})
+
+
+def facts_of(spec: ScoreSpec, inputs: ScoreInputs) -> dict[str, Any]:
+    """Return what a score table says of itself: scores, versions, directions, mode, seeds, checkpoints and models."""
+    directions = score_columns(spec, len(inputs.proxies))
+    proxied = needs_proxies(spec)
+    return {
+        "version": VERSION,
+        "columns": list(directions),
+        "directions": directions,
+        "scores": [
+            {
+                "score": use.name,
+                "column": column_name(use),
+                "definition_version": score_info(use.name).version,
+                "direction": score_info(use.name).direction,
+                "checkpoint": use.at if score_info(use.name).by_batch else None,
+            }
+            for use in spec.scores
+        ],
+        "mode": "eval",
+        "augmentation": "none",
+        "loss": "cross_entropy",
+        "forward_rows": spec.forward_rows,
+        "seeds": [seal.meta["seed"] for seal in inputs.proxies] if proxied else [],
+        "random_seed": inputs.seed if any(use.name == "random" for use in spec.scores) else None,
+        "proxies": [seal.key for seal in inputs.proxies] if proxied else [],
+        "models": {
+            f"{at:g}": [_checkpoint(seal, at).sha256 for seal in inputs.proxies] for at in _checkpoints_read(spec)
+        },
+    }
+
+
+def _checkpoints_read(spec: ScoreSpec) -> list[float]:
+    return sorted({use.at for use in spec.scores if score_info(use.name).by_batch})
+
+
+def _checkpoint(seal: Seal, at: float) -> Part:
+    for part in seal.parts:
+        if part.name.rpartition("/")[2] == checkpoint_part(at):
+            return part
+    raise InputError(
+        f"proxy {seal.key[:12]} has no checkpoint at {at:g} of its training; list it among the proxies' checkpoints"
+    )
+
+
+def _train_ids(dataset: Dataset, shard: Shard) -> I64:
+    table = dataset.index_table(shard)
+    ids: I64 = table.column("example_id").to_numpy()[table.column("split").to_numpy() == TRAIN]
+    return ids
+
+
+def _part_that_is_there(unit: Unit, scorer: str, dataset: Dataset, shard: Shard) -> Part:
+    where = unit.store.url(unit.part_name(shard.part_name))
+    part = unit.find_part(shard.part_name, part_check(scorer, where, _train_ids(dataset, shard)))
+    if part is None:
+        raise CorruptError(f"part {where} was there and is gone: something else removes from this store")
+    return part
+
+
+class Dynamics:
+    """Hold the dynamics of one proxy's training by example id."""
+
+    def __init__(self, store: Store, seal: Seal, columns: Sequence[str]) -> None:
+        part = next((part for part in seal.parts if part.name.endswith("/dynamics.parquet")), None)
+        if part is None:
+            raise CorruptError(f"proxy {seal.key[:12]} has no dynamics among its parts")
+        table = load_part(store, part, ["example_id", *columns])
+        ids = table.column("example_id").to_numpy()
+        order = np.argsort(ids, kind="stable")
+        self.name = seal.key[:12]
+        self.ids: I64 = ids[order]
+        self.columns = {name: table.column(name).to_numpy(zero_copy_only=False)[order] for name in columns}
+
+    def of(self, ids: I64) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns for `ids`, in their order. Raises CorruptError when the proxy never met one of them."""
+        at = np.searchsorted(self.ids, ids)
+        at[at == len(self.ids)] = 0
+        missing = np.count_nonzero(self.ids[at] != ids) if len(self.ids) else len(ids)
+        if missing:
+            raise CorruptError(f"proxy {self.name} has no dynamics for {missing} of {len(ids)} train examples")
+        return {name: values[at] for name, values in self.columns.items()}
+
+
+class ScoreWorker:
+    """Score shards: proxies and dynamics are loaded once, features of the next shard while this one is scored."""
+
+    def __init__(self, spec: ScoreSpec, inputs: ScoreInputs, store: Store) -> None:
+        self.spec, self.inputs = spec, inputs
+        self.unit, self.scorer = score_unit(spec, inputs, store)
+        self.dataset = Dataset(inputs.data, inputs.index, store)
+        self.facts = facts_of(spec, inputs)
+        self.from_batch: dict[float, list[str]] = {}
+        for use in spec.scores:
+            if score_info(use.name).by_batch:
+                self.from_batch.setdefault(use.at, []).append(use.name)
+        names = {use.name for use in spec.scores}
+        reads = ([*FORGETTING_READS] if "forgetting" in names else []) + ([*AUM_READS] if "aum" in names else [])
+        self.dynamics = [Dynamics(store, seal, reads) for seal in inputs.proxies] if reads else []
+        self.models: dict[float, list[torch.nn.Module]] = {}
+        if self.from_batch:
+            self.pipeline = Pipeline(inputs.proxy.recipe, spec.numerics)
+            self.device = device_of(spec.numerics)
+            self.models = {at: [self._model(store, seal, at) for seal in inputs.proxies] for at in self.from_batch}
+
+    def _model(self, store: Store, seal: Seal, at: float) -> torch.nn.Module:
+        _checkpoint(seal, at)
+        model = build_model(self.inputs.proxy.model, self.dataset.shape, self.dataset.num_classes, seed=0)
+        model.load_state_dict(load_sealed(store, seal, at)["model"])
+        return model.to(self.device).eval()
+
+    def load(self, shard: Shard) -> Examples | I64:
+        """Return the train rows of the shard; only their ids where no score reads features."""
+        return self.dataset.read(shard, TRAIN) if self.from_batch else _train_ids(self.dataset, shard)
+
+    def compute(self, shard: Shard, loaded: Examples | I64) -> Part:
+        """Score the rows, publish the shard's part and return its record."""
+        ids = loaded.example_id if isinstance(loaded, Examples) else loaded
+        values: dict[str, F32] = {}
+        if isinstance(loaded, Examples):
+            with arithmetic(self.spec.numerics):
+                values = self._batch_scores(loaded)
+        for name, function in (("forgetting", forgetting), ("aum", aum)):
+            if any(use.name == name for use in self.spec.scores):
+                values[name] = np.stack([function(proxy.of(ids)) for proxy in self.dynamics])
+        table = with_metadata(self._table(shard, ids, values), self.facts)
+        data = encode_table(table, self.scorer)
+        where = self.unit.store.url(self.unit.part_name(shard.part_name))
+        return self.unit.publish_part(shard.part_name, data, part_check(self.scorer, where, ids))
+
+    def _batch_scores(self, examples: Examples) -> dict[str, F32]:
+        """Return each column's scores (proxies, N). Every forward pass has forward_rows rows exactly."""
+        rows, size = self.spec.forward_rows, len(examples)
+        kept: dict[str, list[list[F32]]] = {}
+        for start in range(0, size, rows):
+            # A short batch repeats its last row: what a row is computed with must not depend on the shard's size.
+            at = np.minimum(np.arange(start, start + rows), size - 1)
+            inputs = self.pipeline.prepare(examples.x[at])
+            targets = torch.from_numpy(examples.y[at]).to(self.device)
+            for share, names in self.from_batch.items():
+                for number, model in enumerate(self.models[share]):
+                    with autocast(self.spec.numerics):
+                        scores = score_batch(model, inputs, targets, names)
+                    for use in self.spec.scores:
+                        if use.at == share and use.name in scores:
+                            per_proxy = kept.setdefault(column_name(use), [[] for _ in self.models[share]])
+                            per_proxy[number].append(scores[use.name][: size - start].cpu().numpy())
+        empty = np.zeros((len(self.inputs.proxies), 0), np.float32)
+        columns = [column_name(use) for use in self.spec.scores if score_info(use.name).by_batch]
+        return {
+            column: np.stack([np.concatenate(parts) for parts in kept[column]]) if column in kept else empty
+            for column in columns
+        }
+
+    def _table(self, shard: Shard, ids: I64, values: dict[str, F32]) -> pa.Table:
+        columns: dict[str, npt.NDArray[Any]] = {}
+        for use in self.spec.scores:
+            column = column_name(use)
+            if use.name == "random":
+                columns[column] = uniform(self.inputs.seed, ids)
+                continue
+            each = values[column]
+            _check_finite(each, ids, column, shard)
+            wide = each.astype(np.float64)
+            columns[column] = wide.mean(0)
+            columns[f"{column}_std"] = wide.std(0, ddof=1) if len(each) > 1 else np.zeros(len(ids))
+            columns.update({f"{column}_s{number}": row for number, row in enumerate(each)})
+            if use.name == "forgetting":
+                flags = [proxy.of(ids)["never_learned"] for proxy in self.dynamics]
+                columns[NEVER_LEARNED] = np.mean(flags, axis=0)
+        expected = list(score_columns(self.spec, len(self.inputs.proxies)))
+        arrays = [pa.array(ids), *(pa.array(columns[name].astype(np.float32)) for name in expected)]
+        return pa.table(arrays, schema=scores_schema(expected))
+
+
+def _check_finite(each: F32, ids: I64, column: str, shard: Shard) -> None:
+    bad = ~np.isfinite(each)
+    if not bad.any():
+        return
+    proxies = np.flatnonzero(bad.any(1)).tolist()
+    examples = ids[bad.any(0)]
+    named = ", ".join(str(number) for number in examples[:5].tolist()) + (", ..." if len(examples) > 5 else "")
+    raise StageError(
+        f"score {column} is not finite for {len(examples)} of {len(ids)} examples of shard {shard} (example_id "
+        f"{named}; proxies {proxies}): nothing was written for this shard. Look at these rows, or at a proxy that "
+        "diverged (lower its lr)"
+    )

@@ -1,0 +1,177 @@
+"""The worker of the train stage: trains final models one after the other, or is one rank of a training of several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster.errors import CorruptError, StageError
+from cluster.record import Part, Seal, Unit
+from cluster.storage import Store
+from tasks.dataset import Dataset
+from tasks.evaluation import class_percent, correctness_table, percent_correct, predict
+from tasks.models.build import build_model
+from tasks.recipe import Pipeline
+from tasks.schemas import TEST, TRAIN, VALIDATION
+from tasks.sources.protocol import Examples
+from tasks.sources.spec import DataSpec
+from tasks.tables import decode_table, encode_table, footer_of, part_check
+from tasks.train import Report, TrainItem, TrainJob, TrainSpec, TrainUnit
+from tasks.training import Settings, State, TrainingArrays, TrainResult, train_model, weightless
+from tasks.work import UnitResult, Work
+
+TEST_PART, VALIDATION_PART = "test.parquet", "validation.parquet"
+
+
+class TrainWorker:
+    """Train final models. Evaluation splits, and the full train split once a unit asks for it, stay in memory."""
+
+    def __init__(self, spec: TrainSpec, data: DataSpec, index: Seal, store: Store) -> None:
+        self.spec, self.store = spec, store
+        self.dataset = Dataset(data, index, store)
+        self.pipeline = Pipeline(spec.recipe, spec.numerics)
+        # Test labels are read here and nowhere before.
+        self.evaluation: dict[str, Examples] = {TEST_PART: self.dataset.load(TEST)}
+        validation = self.dataset.load(VALIDATION)
+        if len(validation):
+            self.evaluation[VALIDATION_PART] = validation
+        self._full: TrainingArrays | None = None
+
+    def load(self, item: TrainItem) -> TrainingArrays:
+        """Return the training set of a unit, in memory in its stored dtype."""
+        return self.arrays(item.unit)
+
+    def compute(self, item: TrainItem, loaded: TrainingArrays) -> UnitResult:
+        """Train one model, from its newest checkpoint where there is one, evaluate its last step, publish the parts."""
+        run = TrainRun(self, item.key, item.unit, loaded)
+        parts = run.published()
+        if parts is None:
+            start = run.work.newest()
+            parts = run.evaluate(run.train(start[1] if start else None))
+        return run.result(parts)
+
+    def arrays(self, unit: TrainUnit) -> TrainingArrays:
+        """Return the training set of a unit: its subset with its weights, or the full train split with weight 1."""
+        if unit.subset is None:
+            if self._full is None:
+                self._full = weightless(self.dataset.load(TRAIN))
+            return self._full
+        from tasks.subset import SubsetDataset
+
+        folder = Unit(self.store, "subset", unit.subset.key).folder
+        example_id, x, y, w = SubsetDataset(self.store.url(folder)).arrays()
+        return TrainingArrays(np.asarray(x), np.asarray(y), np.asarray(w), np.asarray(example_id))
+
+
+class TrainRun:
+    """Do the steps of one training: find what is published, train, evaluate, say what the seal states."""
+
+    def __init__(self, worker: TrainWorker, key: str, unit: TrainUnit, arrays: TrainingArrays) -> None:
+        self.worker, self.key, self.plan, self.arrays = worker, key, unit, arrays
+        self.unit = Unit(worker.store, "train", key)
+        self.work = Work(self.unit, "model")
+        self.model = build_model(worker.spec.model, worker.dataset.shape, worker.dataset.num_classes, unit.seed)
+
+    def published(self) -> dict[str, Part] | None:
+        """Return the parts where all of them are published, else None."""
+        parts: dict[str, Part] = {}
+        for name in self.worker.evaluation:
+            found = self.unit.find_part(name, self._check(name))
+            if found is None:
+                return None
+            parts[name] = found
+        return parts
+
+    def _check(self, name: str) -> Any:
+        where = self.worker.store.url(self.unit.part_name(name))
+        return part_check(self.key, where, self.worker.evaluation[name].example_id)
+
+    def train(
+        self, start: State | None, report: Report | None = None, rank: int = 0, world_size: int = 1
+    ) -> TrainResult:
+        """Train the model to its last step."""
+        spec = self.worker.spec
+        settings = Settings(
+            steps=self.plan.steps, seed=self.plan.seed, batch_size=spec.batch_size, lr=spec.lr,
+            weight_decay=spec.weight_decay, numerics=spec.numerics, checkpoint_every_s=spec.checkpoint_every_s,
+            weighting=spec.weighting,
+        )
+        return train_model(
+            self.model, self.arrays, settings, self.worker.pipeline,
+            start=start, report=report, checkpoint=self.work.save, rank=rank, world_size=world_size,
+        )
+
+    def evaluate(self, ended: TrainResult) -> dict[str, Part]:
+        """Evaluate the model as it is, on every evaluation split, and publish one part each."""
+        parts: dict[str, Part] = {}
+        for name, split in self.worker.evaluation.items():
+            predicted = predict(self.model, split.x, self.worker.pipeline, self.worker.spec.numerics)
+            table = correctness_table(split.example_id, split.y, predicted)
+            # The facts lie in the footer, so that a seal can be made from the published parts alone.
+            facts = {"final_loss": ended.final_loss, "examples_touched": ended.examples_touched}
+            parts[name] = self.unit.publish_part(name, encode_table(table, self.key, **facts), self._check(name))
+        return parts
+
+    def result(self, parts: dict[str, Part]) -> UnitResult:
+        """Return what the seal states, read from the published parts: accuracies in percent, of the last step."""
+        where = self.worker.store.url(parts[TEST_PART].name)
+        test = decode_table(self.worker.store.read(parts[TEST_PART].name), where)
+        facts = footer_of(test, where)
+        label, predicted = test.column("label").to_numpy(), test.column("predicted").to_numpy()
+        validation: float | None = None
+        if VALIDATION_PART in parts:
+            name = parts[VALIDATION_PART].name
+            table = decode_table(self.worker.store.read(name), self.worker.store.url(name))
+            validation = percent_correct(table.column("label").to_numpy(), table.column("predicted").to_numpy())
+        meta = {
+            "steps": self.plan.steps,
+            "batch_size": self.worker.spec.batch_size,
+            "world_size": self.worker.spec.world_size,
+            "weighting": self.worker.spec.weighting,
+            "seed": self.plan.seed,
+            "num_kept": len(self.arrays.y),
+            "examples_touched": facts["examples_touched"],
+            "final_loss": facts["final_loss"],
+            "accuracy": percent_correct(label, predicted),
+            "validation_accuracy": validation,
+            "class_accuracy": class_percent(label, predicted, self.worker.dataset.num_classes),
+        }
+        return UnitResult(list(parts.values()), meta)
+
+
+def run_rank(job: TrainJob, rank: int, world_size: int, report: Report) -> None:
+    """Be one rank of a training, inside an initialised process group (the contract is at the top of tasks.train)."""
+    distributed = torch.distributed
+    if not distributed.is_initialized() or distributed.get_world_size() != world_size:
+        raise StageError(f"{job}: a process group of {world_size} ranks must be initialised before run_train_job")
+    if world_size != job.spec.world_size:
+        raise StageError(f"{job}: {world_size} workers were started, its spec says {job.spec.world_size}")
+    worker = TrainWorker(job.spec, job.data, job.index, job.store)
+    run = TrainRun(worker, job.key, job.unit, worker.arrays(job.unit))
+    choice: list[Any] = [None, None]
+    if rank == 0:
+        if run.unit.seal() is not None:
+            choice = ["sealed", None]
+        else:
+            parts, start = run.published(), run.work.newest()
+            choice = ["train" if parts is None else "seal", start[0] if start else None]
+    # One rank looks, all act on what it saw: a listing can change between two looks.
+    distributed.broadcast_object_list(choice, src=0)
+    act, name = choice
+    if act == "train":
+        state = _chosen(run.work, name)
+        ended = run.train(state, report, rank, world_size)
+        if rank == 0:
+            run.evaluate(ended)
+    if rank == 0 and act != "sealed":
+        published = run.published()
+        if published is None:
+            raise CorruptError(f"{job}: a part that was just published is gone; something else removes from this store")
+        result = run.result(published)
+        run.unit.publish_seal(result.parts, result.meta)
+
+
+def _chosen(work: Work, name: str | None) -> State | None:
+    return None if name is None else work.load(name)

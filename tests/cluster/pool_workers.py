@@ -1,0 +1,140 @@
+"""Workers for the tests of the pool. Imported on workers by name: nothing of pytest here."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import InputError
+
+
+class Clashing(Exception):
+    """Cannot be rebuilt from its message alone."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+class Square:
+    """Square numbers."""
+
+    def load(self, item: int) -> int:
+        return item
+
+    def compute(self, item: int, loaded: int) -> int:
+        return loaded * loaded
+
+
+class Where:
+    """Say where an item was done: (process id, node id, threads set by the environment, CUDA_VISIBLE_DEVICES)."""
+
+    def __init__(self) -> None:
+        self.made = os.getpid()
+
+    def load(self, item: int) -> None: ...
+
+    def compute(self, item: int, loaded: None) -> tuple[int, str, str | None, str | None]:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        return self.made, node, os.environ.get("OMP_NUM_THREADS"), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+class Overlap:
+    """Record how many threads are in load and in compute; each item waits for the next one's load to begin."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.loading = [threading.Event() for _ in range(last + 1)]
+        self.inside = 0
+        self.most = 0
+
+    def load(self, item: int) -> int:
+        self.loading[item].set()
+        return item
+
+    def compute(self, item: int, loaded: int) -> tuple[bool, int]:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        # The load of the next item starts while this compute runs, or this wait fails.
+        overlapped = item == self.last or self.loading[item + 1].wait(20)
+        self.inside -= 1
+        return overlapped, self.most
+
+
+class Fails:
+    """Raise what the item says."""
+
+    def load(self, item: str) -> None:
+        if item == "load":
+            raise OSError("disk on fire")
+
+    def compute(self, item: str, loaded: None) -> str:
+        if item == "input":
+            raise InputError("labels are wrong")
+        if item == "value":
+            raise ValueError("bad row 17")
+        if item == "clash":
+            raise Clashing("this", "that")
+        if item == "result":
+            return threading.Lock()  # type: ignore[return-value]
+        return item
+
+
+class Unmakeable:
+    """Fail in the constructor."""
+
+    def __init__(self, kind: str) -> None:
+        if kind == "dies":
+            os._exit(1)
+        if kind == "input":
+            raise InputError("no such model")
+        raise KeyError(kind)
+
+
+class Dies:
+    """Exit the process: items below 0 always, item N > 100 the first time. Marks every try with a file."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def load(self, item: int) -> None: ...
+
+    def compute(self, item: int, loaded: None) -> int:
+        tries = len(list(self.folder.glob(f"try{item}-*")))
+        (self.folder / f"try{item}-{tries}").touch()
+        if item < 0 or (item > 100 and tries == 0):
+            os._exit(9)
+        return item * 2
+
+
+class Marks:
+    """Write own process id and node to a file, then take `seconds`."""
+
+    def __init__(self, folder: str, seconds: float) -> None:
+        self.folder, self.seconds = Path(folder), seconds
+
+    def load(self, item: int) -> None: ...
+
+    def compute(self, item: int, loaded: None) -> tuple[int, str]:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        scratch = self.folder / f".{os.getpid()}-{item}"
+        scratch.write_text(node)
+        scratch.rename(self.folder / f"{os.getpid()}-{item}")
+        time.sleep(self.seconds)
+        return item, node
+
+
+class Big:
+    """Return the items' sizes; for arguments that travel through the object store."""
+
+    def load(self, item: Any) -> int:
+        return len(item)
+
+    def compute(self, item: Any, loaded: int) -> bytes:
+        return bytes(loaded)
