@@ -34,25 +34,29 @@ LONGEST_FOLDER = 30
 _log = logging.getLogger("secateur.ray")
 
 
-def _prepare_environment() -> None:
+def prepare_environment() -> None:
     """Set, before Ray is imported, what Ray reads from the environment only."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A worker without GPUs is given an empty CUDA_VISIBLE_DEVICES by the pool; Ray warns that it will not do it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-def _prepare_local() -> None:
+def prepare_local() -> None:
     """Bind every socket of a local Ray to the loopback address, behind a token that only this process tree knows."""
+    prepare_environment()
     # Ray names this switch after the systems where it is the default; it makes "this node" mean 127.0.0.1.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    from ray._private import ray_constants
-
-    ray_constants.ENABLE_RAY_CLUSTER = False
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
             # Without it Ray writes one below the home folder.
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    from ray._private import ray_constants
+    from ray._raylet import Config
+
+    # Both were read when Ray was first imported, which may have been before this.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    Config.initialize("")
 
 
 def _short_folder() -> Path:
@@ -150,7 +154,7 @@ class RaySession:
         self._pools: list[RayPool] = []
 
     def __enter__(self) -> RaySession:
-        _prepare_environment()
+        prepare_environment()
         import ray
 
         try:
@@ -179,7 +183,7 @@ class RaySession:
     def _start(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("a local RaySession is entered in the main thread: its processes end with that thread")
-        _prepare_local()
+        prepare_local()
         import ray
 
         self._folder = _short_folder()

@@ -52,7 +52,7 @@ class ProxySpec(Spec):
 
 @dataclass(frozen=True)
 class ProxyInputs:
-    """Hold what the proxy stage reads: `checkpoints` are fractions of training in [0, 1], `seed` the run's root seed."""
+    """Hold what the proxy stage reads: `checkpoints` are fractions of training in [0, 1], `seed` the root seed."""
 
     data: DataSpec
     index: Seal

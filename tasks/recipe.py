@@ -66,6 +66,9 @@ class Pipeline:
             moved = self.move(x).float().div_(255)
         else:
             moved = self.move(_call(self._collate, self._collate_use, "collate", x))
+            if moved.device.type == "cpu" and np.may_share_memory(moved.detach().numpy(), x):
+                # A transform that works in place must not reach the data set.
+                moved = moved.clone()
         if moved.dtype != torch.float32 or len(moved) != len(x):
             raise InputError(
                 f"collate {self._collate_use.use!r} returned {moved.dtype} with {len(moved)} rows for {len(x)}; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cluster.fingerprint import stage_key
@@ -44,7 +44,7 @@ class SelectInputs:
     data: DataSpec
     index: Seal
     merge: Seal | None = None
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
 
 
 def selection_stage(

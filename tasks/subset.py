@@ -1,9 +1,9 @@
-"""The subset stage: the selected examples themselves, compact and with their weights, as Parquet and a torch dataset."""
+"""The subset stage: the selected examples themselves, compact and weighted, as Parquet and a torch dataset."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cluster.fingerprint import stage_key
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from cluster.storage import Store
     from tasks.pool import Pool
     from tasks.sources.spec import DataSpec
-    from tasks.subset_dataset import SubsetDataset as SubsetDataset
+    from tasks.subset_dataset import SubsetDataset
+
+__all__ = ["SubsetDataset", "SubsetInputs", "subset_key", "subset_stage"]
 
 VERSION = 1
 
@@ -30,7 +32,7 @@ class SubsetInputs:
 
     data: DataSpec
     index: Seal
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
 
 
 def subset_stage(units: Sequence[tuple[str, Seal]], inputs: SubsetInputs, store: Store, pool: Pool) -> list[Seal]:

@@ -77,7 +77,7 @@ class TrainSpec(Spec):
         return self
 
     def steps_for(self, num_examples: int) -> int:
-        """Return the optimiser steps: `steps`, or max(min_steps, ceil(epochs * batches of an epoch of `num_examples`))."""
+        """Return the optimiser steps: `steps`, or max(min_steps, ceil(epochs * batches of an epoch))."""
         return max(self.min_steps, steps_of(self.steps, self.epochs, self.batch_size, num_examples))
 
 

@@ -116,7 +116,7 @@ def train_model(
 
     Raises StageError when the loss is not finite, InputError when a piece of the recipe does not fit.
     """
-    loop = _Loop(model, data, settings, pipeline, recorder, rank, world_size)
+    loop = _Loop(model, data, settings, pipeline, recorder=recorder, rank=rank, world_size=world_size)
     with arithmetic(settings.numerics), isolated_rng():
         return loop.run(start, report, checkpoint, set(snapshots), snapshot)
 
@@ -128,6 +128,7 @@ class _Loop:
         data: TrainingArrays,
         settings: Settings,
         pipeline: Pipeline,
+        *,
         recorder: Recorder | None,
         rank: int,
         world_size: int,

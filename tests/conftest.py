@@ -25,10 +25,9 @@ class RayCluster:
     """Hold three nodes in this machine, the head with 2 CPUs and two more with 2 CPUs and a pretend GPU each."""
 
     def __init__(self) -> None:
-        from cluster.session import _prepare_environment, _prepare_local
+        from cluster.session import prepare_local
 
-        _prepare_environment()
-        _prepare_local()
+        prepare_local()
         import ray
         from ray.cluster_utils import Cluster
 

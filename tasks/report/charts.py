@@ -9,8 +9,8 @@ from tasks.report.inputs import StageTiming
 from tasks.report.svg import box, dot, drawing, fitted, line, padded, scale, text, tick_labels, ticks, width_of, x_axis
 from tasks.report.wording import bounds, percent, signed, with_margin
 
-WIDTH = 520.0
-LEFT, RIGHT = 16.0, WIDTH - 16.0
+WIDTH = 440.0
+LEFT, RIGHT = 12.0, WIDTH - 12.0
 TRACK = 24.0
 GAP = 20.0
 
@@ -91,7 +91,7 @@ def time_chart(stages: Sequence[StageTiming]) -> str:
     """Return a bar a stage with its seconds; reused stages are hollow."""
     longest = max((stage.seconds for stage in stages), default=0.0) or 1.0
     left = min(LEFT + max(width_of(fitted(stage.name, 150)) for stage in stages) + 10, 180.0)
-    place = scale(0.0, longest, left, RIGHT - 150)
+    place = scale(0.0, longest, left, RIGHT - 140)
     body = []
     for number, stage in enumerate(stages):
         y = number * 26.0 + 6

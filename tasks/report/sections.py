@@ -51,7 +51,7 @@ def _histogram_card(name: str, histogram: Mapping[str, Any], page: PageInputs) -
     chart = histogram_chart(float(histogram["low"]), float(histogram["high"]), list(histogram["counts"]), marks, name)
     return (
         f'<div class="card"><h3>{escape(name)}</h3>{chart}<p class="caption">{kept}</p>'
-        f'<ul class="key">{"".join(key)}</ul></div>'
+        f'<ul class="key lines">{"".join(key)}</ul></div>'
     )
 
 

@@ -3,10 +3,10 @@
 STYLE = """
 :root{color-scheme:light dark;--page:#fff;--card:#f6f7f9;--ink:#1c2128;--soft:#57606a;--rule:#d5dae1;--grid:#e3e7ec;
 --arm:#0a5fb4;--random:#6b7280;--full:#8a5a00;--better:#12702f;--worse:#b3261e;--equivalent:#6639ba;--undecided:#7d5700;
---signal:#0a5fb4;--exploration:#d9822b;--bar:#5f8fc2;--band:#e9e3f6;--mark:#b3261e;--onmark:#fff}
+--signal:#0a5fb4;--exploration:#d9822b;--bar:#5f8fc2;--band:#e9e3f6;--mark:#b3261e;--onmark:#fff;--shade:#0003}
 @media (prefers-color-scheme:dark){:root{--page:#0f1318;--card:#171c23;--ink:#e6eaf0;--soft:#a2adba;--rule:#323b46;
 --grid:#262e38;--arm:#6db3f8;--random:#a2adba;--full:#e0b254;--better:#52c574;--worse:#ff8f85;--equivalent:#c3a6ff;
---undecided:#e5b84b;--signal:#6db3f8;--exploration:#ffab5e;--bar:#4d7fb3;--band:#2a2440;--mark:#ff8f85;--onmark:#0f1318}}
+--undecided:#e5b84b;--signal:#6db3f8;--exploration:#ffab5e;--bar:#4d7fb3;--band:#2a2440;--mark:#ff8f85;--onmark:#0f1318;--shade:#000a}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
 "Noto Sans","DejaVu Sans",sans-serif}
@@ -23,11 +23,16 @@ ul{margin:.5rem 0;padding-left:1.2rem;max-width:80ch}li{margin:.25rem 0;overflow
 .card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 14px 10px;min-width:0}
 .cards>.card:only-child{max-width:640px}
 svg{display:block;width:100%;height:auto}
-.scroll{overflow-x:auto;margin:.6rem 0;border:1px solid var(--rule);border-radius:10px}
+.key.lines{display:block}.key.lines li{align-items:flex-start;margin:.2rem 0}
+.scroll{overflow-x:auto;background:linear-gradient(90deg,var(--page) 40%,transparent) 0/40px 100% no-repeat local,
+linear-gradient(270deg,var(--page) 40%,transparent) 100%/40px 100% no-repeat local,
+linear-gradient(90deg,var(--shade),transparent) 0/14px 100% no-repeat scroll,
+linear-gradient(270deg,var(--shade),transparent) 100%/14px 100% no-repeat scroll;
+margin:.6rem 0;border:1px solid var(--rule);border-radius:10px}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.45rem .75rem;text-align:right;white-space:nowrap;border-top:1px solid var(--rule)}
-thead th{border-top:0;color:var(--soft);font-weight:600;background:var(--card);vertical-align:bottom}
-th:first-child,td:first-child{text-align:left;white-space:normal;min-width:13rem;max-width:24rem;overflow-wrap:anywhere}
+thead th{border-top:0;color:var(--soft);font-weight:600;vertical-align:bottom}
+th:first-child,td:first-child{text-align:left;white-space:normal;min-width:min(17rem,40vw);max-width:24rem;overflow-wrap:anywhere}
 td.words,th.words{text-align:left}td.why{white-space:normal;min-width:24rem}
 .verdict{font-weight:650}.v-better{color:var(--better)}.v-worse{color:var(--worse)}
 .v-equivalent{color:var(--equivalent)}.v-undecided{color:var(--undecided)}
@@ -52,7 +57,9 @@ dl{margin:.5rem 0;display:grid;grid-template-columns:minmax(8rem,max-content) 1f
 dt{font-weight:600}dd{margin:0}
 @media (max-width:600px){main{padding:18px 14px 40px}.lead{font-size:1.35rem}dl{grid-template-columns:1fr;gap:.1rem}
 dd{margin-bottom:.6rem}.card{padding:10px 8px 8px}}
-svg text{font-family:inherit;font-size:13px}.t{fill:var(--ink)}.m{fill:var(--soft)}svg text.m{font-size:12px}
+svg text{font-family:inherit;font-size:13px;
+paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}
+svg text.onmark{stroke:none}.t{fill:var(--ink)}.m{fill:var(--soft)}svg text.m{font-size:12px}
 .b{fill:var(--ink);font-weight:600}.onmark{fill:var(--onmark);font-weight:700}svg text.onmark{font-size:11px}
 svg text.v-better{fill:var(--better)}svg text.v-worse{fill:var(--worse)}
 svg text.v-equivalent{fill:var(--equivalent)}svg text.v-undecided{fill:var(--undecided)}

@@ -171,7 +171,7 @@ def headline(results: Mapping[str, Any]) -> str:
     keeps = sorted({row["keep"] for row in better})
     at = listed([percent(keep) for keep in keeps])
     rest = [f"{len(group)} {name}" for name, group in tally.items() if group and name != "better"]
-    text = f"{len(better)} of {len(rows)} comparisons beat random, at keep {at}"
+    text = f"{len(better)} of {len(rows)} pruned arms beat random, at keep {at}"
     return f"{text}; {listed(rest)}." if rest else f"{text}."
 
 

@@ -24,6 +24,7 @@ from tasks.samplers.design import (
     weight_figures,
 )
 from tasks.samplers.registry import design_of
+from tasks.selection.filling import Filling
 from tasks.selection.order import U64, kept_first, kept_first_counts, refuse_missing, value_of
 from tasks.selection.rows import Batch, RowSource, over_pieces
 from tasks.selection.spec import SelectionSpec
@@ -31,6 +32,7 @@ from tasks.selection.table import SelectionTable
 from tasks.selection.threshold import Bounds, Counted, KeyedRows, find_bounds
 
 I32 = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
 
 # Rows that may wait, undecided, in memory: 20 bytes each.
 _OPEN_ROWS = 2**20
@@ -57,7 +59,8 @@ def calibrated_selection(
 
     Raises InputError on NaN scores, repeated ids among the selected rows, an empty budget, or an undefined design.
     """
-    return _Drawing(rows, spec, seed, by, score_table_key, threads).run(histogram)
+    drawing = _Drawing(rows, spec, seed, by, score_table_key=score_table_key, threads=threads)
+    return drawing.run(histogram)
 
 
 @dataclass
@@ -81,7 +84,14 @@ class _Drawing:
     """Carry out one selection."""
 
     def __init__(
-        self, rows: RowSource, spec: SelectionSpec, seed: int, by: str | None, score_table_key: str | None, threads: int
+        self,
+        rows: RowSource,
+        spec: SelectionSpec,
+        seed: int,
+        by: str | None,
+        *,
+        score_table_key: str | None,
+        threads: int,
     ) -> None:
         self.rows, self.spec, self.seed, self.by, self.threads = rows, spec, seed, by, threads
         self.score_table_key = score_table_key
@@ -99,13 +109,15 @@ class _Drawing:
         self.design: Design = design_of(spec.protocol, self.budgets, spec.gamma)
 
     def _group_sizes(self) -> list[int]:
-        counts = self.rows.code_counts
-        if counts is None:
-            counts = sum(
-                over_pieces(self.rows, lambda batches: sum(map(self._code_counts, batches)), self.threads),
-                np.zeros(self.rows.num_codes, dtype=np.int64),
-            )
-        return [int(count) for count in counts]
+        known = self.rows.code_counts
+        if known is not None:
+            return [int(count) for count in known]
+        none = np.zeros(self.rows.num_codes, dtype=np.int64)
+
+        def count(batches: Iterator[Batch]) -> npt.NDArray[np.int64]:
+            return np.asarray(np.sum([none, *map(self._code_counts, batches)], axis=0), dtype=np.int64)
+
+        return [int(number) for number in np.sum([none, *over_pieces(self.rows, count, self.threads)], axis=0)]
 
     def _budgets(self) -> list[Budget]:
         if self.by is None:
@@ -161,7 +173,7 @@ class _Drawing:
                 )
         limit = max(_OPEN_ROWS, self.m // 2)
         signal = [budget.signal for budget in self.budgets]
-        bounds = find_bounds(signal, self.sizes, self._passes, self._tie, limit, first)
+        bounds = find_bounds(signal, self.sizes, self._passes, self._tie, limit, first=first)
         sigmas = _SIGMAS
         while True:
             drawn = self._draw(bounds, sigmas)
@@ -178,11 +190,11 @@ class _Drawing:
             cuts.append(2**64 - 1 if share >= 1 else int(share * 2.0**64))
         return np.array(cuts, dtype=np.uint64), np.array([budget.exploration > 0 for budget in self.budgets])
 
-    def _candidates(self, ids: I64, code: I32 | None, cuts: U64, any_cut: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def _candidates(self, ids: I64, code: I32 | None, cuts: U64, any_cut: Bools) -> Bools:
         group = 0 if self.by is None or code is None else code
         return (self._explore(ids) <= cuts[group]) & any_cut[group]
 
-    def _emit(self, batches: Iterator[Batch], bounds: Bounds, cuts: U64, any_cut: npt.NDArray[np.bool_]) -> _Emitted:
+    def _emit(self, batches: Iterator[Batch], bounds: Bounds, cuts: U64, any_cut: Bools) -> _Emitted:
         out = _Emitted(0, 0, np.zeros(self.rows.num_codes, dtype=np.int64), [], [], 0, [], [], [], [], [])
         exploring = bool(any_cut.any())
         for batch in batches:
@@ -215,8 +227,8 @@ class _Drawing:
     def _draw(self, bounds: Bounds, sigmas: float) -> SelectionTable | None:
         """Make the last pass and return the selection, or None where the exploration's first cut was too small."""
         cuts, any_cut = self._cuts(sigmas)
-        signal = _Filling(sum(budget.signal for budget in self.budgets))
-        candidates = _Filling(int(sum(b.exploration + 2 * sigmas * math.sqrt(b.exploration) + 128 for b in self.budgets
+        signal = Filling(sum(budget.signal for budget in self.budgets))
+        candidates = Filling(int(sum(b.exploration + 2 * sigmas * math.sqrt(b.exploration) + 128 for b in self.budgets
                                       if b.exploration)))
         open_id: list[I64] = []
         open_key: list[U64] = []
@@ -232,7 +244,7 @@ class _Drawing:
             open_code += out.open_code
         refuse_missing(missing, self.rows.num_rows)
         if seen != self.rows.num_rows:
-            raise CorruptError(f"{seen} rows were read, {self.rows.num_rows} were announced: the rows changed meanwhile")
+            raise CorruptError(f"{seen} rows were read, {self.rows.num_rows} announced: the table changed meanwhile")
         if open_id:
             ids, key = np.concatenate(open_id), np.concatenate(open_key)
             del open_id, open_key
@@ -256,13 +268,13 @@ class _Drawing:
         self._explore_exactly(candidates)
         return self._finish(signal, candidates, full, top)
 
-    def _matches(self, found: _Filling, wanted: Sequence[int], exact: bool) -> bool:
+    def _matches(self, found: Filling, wanted: Sequence[int], exact: bool) -> bool:
         if self.by is None:
             return found.size == wanted[0] if exact else found.size >= wanted[0]
         sizes = np.bincount(found.codes(), minlength=len(wanted))
         return bool((sizes == wanted).all() if exact else (sizes >= np.array(wanted)).all())
 
-    def _explore_exactly(self, candidates: _Filling) -> None:
+    def _explore_exactly(self, candidates: Filling) -> None:
         """Leave the k_E candidates of smallest hash in each group."""
         wanted = [budget.exploration for budget in self.budgets]
         ids = candidates.ids()
@@ -292,9 +304,8 @@ class _Drawing:
             keep[at[bounds.settle(KeyedRows(self._explore(ids[at]), ids[at], group), last)]] = True
         candidates.compress(keep)
 
-    def _finish(self, signal: _Filling, explore: _Filling, full: npt.NDArray[np.int64], top: int) -> SelectionTable:
-        spec, budgets = self.spec, self.budgets
-        classes = self.rows.num_codes
+    def _finish(self, signal: Filling, explore: Filling, full: npt.NDArray[np.int64], top: int) -> SelectionTable:
+        budgets, classes = self.budgets, self.rows.num_codes
         counts: dict[str, list[int]] | None = None
         if classes:
             counts = {"full": full.tolist()}
@@ -303,12 +314,19 @@ class _Drawing:
         effect = None
         if classes and self.by is None and counts is not None:
             effect = design_effect(budgets[0], self.design, full, np.array(counts["signal"], dtype=np.int64))
+        facts = self._facts(top, effect, counts)
+        if self.by is None:
+            return SelectionTable(signal.sorted_ids(), explore.sorted_ids(), self.design, facts)
+        (signal_id, signal_group), (explore_id, explore_group) = signal.sorted_both(), explore.sorted_both()
+        return SelectionTable(signal_id, explore_id, self.design, facts, signal_group, explore_group)
+
+    def _facts(self, top: int, effect: float | None, counts: dict[str, list[int]] | None) -> dict[str, Any]:
+        spec, budgets = self.spec, self.budgets
         num_signal = sum(budget.signal for budget in budgets)
         threshold: float | None = None
         if num_signal and self.by is None:
             threshold = value_of(top ^ (2**64 - 1) if self.direction == "high" else top)
-            threshold = threshold if math.isfinite(threshold) else None
-        facts: dict[str, Any] = {
+        return {
             "n": self.rows.num_rows,
             "keep": spec.keep,
             "alpha": spec.signal_share,
@@ -328,65 +346,7 @@ class _Drawing:
             "uncovered_groups": sum(1 for budget in budgets if budget.n and not budget.kept),
             **weight_figures(weight_counts(budgets, self.design)),
             "design_effect": effect,
-            "threshold": threshold,
+            # JSON has no infinity.
+            "threshold": threshold if threshold is not None and math.isfinite(threshold) else None,
             "class_counts": counts,
         }
-        if self.by is None:
-            return SelectionTable(signal.sorted_ids(), explore.sorted_ids(), self.design, facts)
-        (signal_id, signal_group), (explore_id, explore_group) = signal.sorted_both(), explore.sorted_both()
-        return SelectionTable(signal_id, explore_id, self.design, facts, signal_group, explore_group)
-
-
-class _Filling:
-    """Gather ids, and codes where given, into memory set aside once: no second copy of 10^7 rows at the end."""
-
-    def __init__(self, capacity: int) -> None:
-        self.size = 0
-        self._ids: I64 = np.empty(capacity, dtype=np.int64)
-        self._codes: I32 | None = None
-
-    @property
-    def has_codes(self) -> bool:
-        return self._codes is not None
-
-    def extend(self, ids: list[I64], codes: list[I32]) -> None:
-        more = sum(map(len, ids))
-        if self.size + more > len(self._ids):
-            self._ids = np.resize(self._ids, self.size + more)
-            if self._codes is not None:
-                self._codes = np.resize(self._codes, self.size + more)
-        if codes and self._codes is None:
-            self._codes = np.empty(len(self._ids), dtype=np.int32)
-        at = self.size
-        for number, part in enumerate(ids):
-            self._ids[at : at + len(part)] = part
-            if self._codes is not None:
-                self._codes[at : at + len(part)] = codes[number]
-            at += len(part)
-        self.size = at
-
-    def ids(self) -> I64:
-        return self._ids[: self.size]
-
-    def codes(self) -> I32:
-        return np.zeros(self.size, dtype=np.int32) if self._codes is None else self._codes[: self.size]
-
-    def compress(self, keep: npt.NDArray[np.bool_]) -> None:
-        at = 0
-        for start in range(0, self.size, 2**20):
-            chosen = keep[start : start + 2**20]
-            kept = self._ids[start : start + len(chosen)][chosen]
-            if self._codes is not None:
-                self._codes[at : at + len(kept)] = self._codes[start : start + len(chosen)][chosen]
-            self._ids[at : at + len(kept)] = kept
-            at += len(kept)
-        self.size = at
-
-    def sorted_ids(self) -> I64:
-        ids = self.ids()
-        ids.sort()
-        return ids
-
-    def sorted_both(self) -> tuple[I64, I32]:
-        order = np.argsort(self.ids(), kind="stable")
-        return self.ids()[order], self.codes()[order]

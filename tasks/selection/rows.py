@@ -83,8 +83,8 @@ def check_ids(ids: npt.NDArray[Any], where: str) -> I64:
     """Return ids as int64, or raise InputError: ids of any other kind have lost rows, or will."""
     if ids.dtype != np.int64:
         raise InputError(
-            f"{where}: ids are {ids.dtype}; the rule is int64, since narrower integers and floats cannot tell apart the "
-            "rows of a large set; write the id column as int64"
+            f"{where}: ids are {ids.dtype}; the rule is int64, since narrower integers and floats cannot tell apart "
+            "the rows of a large set; write the id column as int64"
         )
     return ids
 
@@ -103,7 +103,7 @@ class ArrayRows:
         check_ids(self.example_id, "rows")
         for name, column in (("score", self.score), ("code", self.code)):
             if column is not None and column.shape != self.example_id.shape:
-                raise InputError(f"{name} has shape {column.shape}, example_id {self.example_id.shape}: one row, one value")
+                raise InputError(f"{name} is {column.shape}, example_id {self.example_id.shape}: one row, one value")
         if self.code is not None and not self.num_codes:
             self.num_codes = int(self.code.max()) + 1 if self.code.size else 0
 

@@ -58,8 +58,8 @@ class SelectionSpec(Spec):
             raise InputError(f"protocol {self.protocol} takes no gamma (got {self.gamma:g}); only tempered does")
         if self.protocol == "exact" and self.alpha == 1 and self.keep < 1:
             raise InputError(
-                "protocol exact with alpha 1: no exploration is left, so the examples below the threshold have inclusion "
-                "probability 0 and no weight makes the estimate unbiased; use alpha < 1, or topk"
+                "protocol exact with alpha 1: no exploration is left, so the examples below the threshold have "
+                "inclusion probability 0 and no weight makes the estimate unbiased; use alpha < 1, or topk"
             )
         if self.protocol == "random":
             if self.score is not None:
@@ -70,7 +70,7 @@ class SelectionSpec(Spec):
             raise InputError(f"protocol {self.protocol} needs a score: the column that ranks the examples; give score")
         elif self.kept_end is None:
             raise InputError(
-                f"score {self.score!r} is not built in, so the end that is kept is not known; give direction: high or low"
+                f"score {self.score!r} is not built in, so the end that is kept is not known; give direction: high, low"
             )
         return self
 

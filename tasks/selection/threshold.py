@@ -206,6 +206,7 @@ def find_bounds(
     passes: Callable[[Callable[[KeyedRows], Counted]], Iterable[Counted]],
     tie: Tie,
     limit: int,
+    *,
     first: npt.NDArray[Any] | None = None,
 ) -> Bounds:
     """Return bounds within which at most `limit` rows are left to settle (in all groups together).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,31 @@ class Square:
         return loaded * loaded
 
 
-class Where:
-    """Say where an item was done: (process id, node id, threads set by the environment, CUDA_VISIBLE_DEVICES)."""
+def pause(seconds: float) -> None:
+    """Be work that takes this long."""
+    threading.Event().wait(seconds)
 
-    def __init__(self) -> None:
+
+class Where:
+    """Say where an item was done: (process id, node id, threads set by the environment, CUDA_VISIBLE_DEVICES).
+
+    Each item waits until `workers` workers have come.
+    """
+
+    def __init__(self, folder: str, workers: int) -> None:
         self.made = os.getpid()
+        self.folder, self.workers = Path(folder), workers
+        (self.folder / f"here-{self.made}").touch()
 
     def load(self, item: int) -> None: ...
 
     def compute(self, item: int, loaded: None) -> tuple[int, str, str | None, str | None]:
         import ray
+
+        for _ in range(1000):
+            if len(list(self.folder.glob("here-*"))) >= self.workers:
+                break
+            pause(0.03)
 
         node = ray.get_runtime_context().get_node_id()
         return self.made, node, os.environ.get("OMP_NUM_THREADS"), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -126,7 +140,7 @@ class Marks:
         scratch = self.folder / f".{os.getpid()}-{item}"
         scratch.write_text(node)
         scratch.rename(self.folder / f"{os.getpid()}-{item}")
-        time.sleep(self.seconds)
+        pause(self.seconds)
         return item, node
 
 

@@ -62,25 +62,32 @@ def test_load_of_the_next_overlaps_compute_which_never_runs_twice(pool: Any) -> 
     assert got == {index: (True, 1) for index in range(6)}
 
 
-def test_workers_spread_over_nodes_with_fixed_threads_and_no_gpus(pool: Any) -> None:
-    got = dict(pool.map(Where, range(60), label="where", resources=Resources(cpus=2)))
-    assert len({node for _, node, _, _ in got.values()}) >= 2
-    assert len({pid for pid, _, _, _ in got.values()}) <= 3
+def test_workers_spread_over_nodes_with_fixed_threads_and_no_gpus(pool: Any, tmp_path: Path) -> None:
+    got = dict(pool.map(partial(Where, str(tmp_path), 3), range(60), label="where", resources=Resources(cpus=2)))
+    assert len({node for _, node, _, _ in got.values()}) == 3
+    assert len({pid for pid, _, _, _ in got.values()}) == 3
     assert {(threads, gpus) for _, _, threads, gpus in got.values()} == {("2", "")}
 
 
-def test_gpu_workers_hold_a_gpu_each(pool: Any, ray_session: Any) -> None:
-    got = dict(pool.map(Where, range(20), label="where", resources=Resources(gpus=1)))
+def test_gpu_workers_hold_a_gpu_each(pool: Any, ray_session: Any, tmp_path: Path) -> None:
+    got = dict(pool.map(partial(Where, str(tmp_path), 2), range(20), label="where", resources=Resources(gpus=1)))
+    assert len({node for _, node, _, _ in got.values()}) == 2
     head = ray_session.cluster.head_node.node_id
     assert head not in {node for _, node, _, _ in got.values()}
     assert {gpus for _, _, _, gpus in got.values()} == {"0"}
 
 
-def test_workers_stay_warm_for_the_next_map_of_the_same_shape(pool: Any) -> None:
-    first = {pid for _, (pid, *_) in pool.map(Where, range(8), label="a", resources=Resources(workers=2))}
-    again = {pid for _, (pid, *_) in pool.map(Where, range(8), label="b", resources=Resources(workers=2))}
-    assert again <= first
-    other = {pid for _, (pid, *_) in pool.map(Where, range(8), label="c", resources=Resources(workers=2, cpus=0.5))}
+def test_workers_stay_warm_for_the_next_map_of_the_same_shape(pool: Any, tmp_path: Path) -> None:
+    def pids(name: str, **more: float) -> set[int]:
+        (tmp_path / name).mkdir()
+        worker = partial(Where, str(tmp_path / name), 2)
+        resources = Resources(workers=2, **more)
+        return {pid for _, (pid, *_) in pool.map(worker, range(8), label=name, resources=resources)}
+
+    first = pids("first")
+    assert len(first) == 2
+    assert pids("again") == first
+    other = pids("other", cpus=0.5)
     assert not other & first
     assert _gone(first)
     pool.release()
@@ -171,8 +178,10 @@ def test_resources_that_can_never_be_had(pool: Any, resources: Resources, words:
     assert not pool._live
 
 
-def test_a_share_of_a_gpu(pool: Any) -> None:
-    got = dict(pool.map(Where, range(40), label="where", resources=Resources(cpus=0.5, gpus=0.5)))
+def test_a_share_of_a_gpu(pool: Any, tmp_path: Path) -> None:
+    resources = Resources(cpus=0.5, gpus=0.5)
+    got = dict(pool.map(partial(Where, str(tmp_path), 4), range(40), label="where", resources=resources))
+    assert len({pid for pid, _, _, _ in got.values()}) == 4
     assert {gpus for _, _, _, gpus in got.values()} == {"0"}
 
 

@@ -1,0 +1,188 @@
+"""The command line. Heavy packages are imported by the commands that need them, so that help and plan are quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from cluster.code import check_own_packages
+from cluster.errors import InputError, SecateurError
+
+app = typer.Typer(
+    name="secateur",
+    help="Prune a training set with calibrated selection, train on it, and say whether it beat random.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[str, typer.Argument(help="YAML configuration.", metavar="CONFIG")]
+Run = Annotated[str, typer.Argument(help="Name of a run, or its start.", metavar="RUN")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: select.keep=0.1. May be repeated.", metavar="KEY=VALUE")
+]
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="SECATEUR_STORE", help="Folder or s3://BUCKET/PREFIX of all state.")
+]
+Ray = Annotated[str, typer.Option("--ray", help="local, auto or HOST:PORT.", metavar="ADDRESS")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+
+
+@app.command()
+def run(
+    config: Config, sets: Sets = None, store: StoreOption = "./store", ray: Ray = "local", as_json: Json = False
+) -> None:
+    """Run a configuration to its report. The same configuration resumes."""
+    from flows.config import load_config
+    from flows.execute import execute
+
+    execute(load_config(config, sets or ()), store, ray, as_json)
+
+
+@app.command()
+def resume(run: Run, store: StoreOption = "./store", ray: Ray = "local", as_json: Json = False) -> None:
+    """Go on with a run that did not finish."""
+    from cluster.storage import Store
+    from flows.execute import execute
+    from flows.runs import load_run
+
+    execute(load_run(run, Store(store))[1], store, ray, as_json)
+
+
+@app.command()
+def plan(config: Config, sets: Sets = None, store: StoreOption = "./store", as_json: Json = False) -> None:
+    """Show what would run, what is there already, and which digest changed."""
+    from flows.config import load_config
+    from flows.show import show_plan
+
+    show_plan(load_config(config, sets or ()), store, as_json)
+
+
+@app.command()
+def status(
+    run: Annotated[str | None, typer.Argument(help="Name of a run, or its start.", metavar="[RUN]")] = None,
+    store: StoreOption = "./store",
+    as_json: Json = False,
+) -> None:
+    """Show the runs of a store, or the attempts and stages of one."""
+    from flows.show import show_status
+
+    show_status(run, store, as_json)
+
+
+@app.command()
+def show(run: Run, store: StoreOption = "./store", as_json: Json = False) -> None:
+    """Print the results of a finished run."""
+    from flows.show import show_results
+
+    show_results(run, store, as_json)
+
+
+@app.command()
+def report(run: Run, store: StoreOption = "./store") -> None:
+    """Write the report of a finished run again and print where it is."""
+    from flows.show import write_report_again
+
+    write_report_again(run, store)
+
+
+@app.command()
+def select(
+    scores: Annotated[str, typer.Argument(help="Parquet file, folder or URI with an id and a score.", metavar="SCORES")],
+    score: Annotated[str, typer.Option("--score", help="Column that ranks.", metavar="COL")],
+    direction: Annotated[str, typer.Option("--direction", help="End that is kept as signal: high or low.")],
+    keep: Annotated[float, typer.Option("--keep", help="Fraction kept, in (0, 1].", metavar="F")],
+    out: Annotated[str, typer.Option("--out", help="Parquet file to write, outside the store.", metavar="URI")],
+    protocol: Annotated[str, typer.Option("--protocol", help="random, topk, exact, approximate, tempered.")] = "exact",
+    alpha: Annotated[float | None, typer.Option("--alpha", help="Share of signal in the budget, in [0, 1].")] = None,
+    params: Annotated[
+        list[str] | None, typer.Option("--param", help="Parameter of the protocol: gamma=0.5.", metavar="NAME=VALUE")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of ties and exploration.")] = 0,
+    id_column: Annotated[str, typer.Option("--id-column", help="Id column, int64.", metavar="C")] = "example_id",
+    by: Annotated[str | None, typer.Option("--by", help="Column of groups that get proportional budgets.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Select a calibrated, weighted subset from any score table."""
+    from flows.show import run_select
+
+    run_select(scores, score, direction, keep, protocol, alpha, params or [], seed, id_column, by, out, as_json)
+
+
+@app.command()
+def deploy(
+    config: Config,
+    sets: Sets = None,
+    cron: Annotated[str | None, typer.Option("--cron", help="Schedule, as in '0 3 * * *'.", metavar="EXPR")] = None,
+    store: StoreOption = "./store",
+    ray: Ray = "local",
+) -> None:
+    """Make a Prefect deployment of a configuration, scheduled if --cron is given."""
+    from flows.config import load_config
+    from flows.deployment import deploy as make_deployment
+
+    print(make_deployment(load_config(config, sets or ()), cron=cron, store=store, ray=ray))
+
+
+@app.command()
+def serve() -> None:
+    """Run deployed and scheduled runs here, until interrupted."""
+    from flows.deployment import serve as serve_runs
+
+    serve_runs()
+
+
+@app.command()
+def doctor(store: StoreOption = "./store", ray: Ray = "local", as_json: Json = False) -> None:
+    """Check versions, the store, Ray and Prefect, and say what does not work."""
+    from flows.doctor import examine
+
+    if not examine(store, ray, as_json):
+        raise typer.Exit(1)
+
+
+def _fail(error: SecateurError) -> NoReturn:
+    print(f"secateur: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """Run the command and end with its exit code: 0 done, 1 failed, 2 wrong input, 130 or 143 interrupted."""
+    try:
+        check_own_packages()
+        app()
+    except SecateurError as error:
+        if os.environ.get("SECATEUR_TRACEBACK"):
+            raise
+        _fail(error)
+    except KeyboardInterrupt:
+        print("secateur: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on standard output."""
+    print(json.dumps(document, indent=2, sort_keys=True, allow_nan=False))
+
+
+def parse_params(params: list[str]) -> dict[str, float]:
+    """Return NAME=VALUE parameters as numbers. Raises InputError."""
+    out: dict[str, float] = {}
+    for text in params:
+        name, mark, value = text.partition("=")
+        try:
+            out[name] = float(value)
+        except ValueError:
+            mark = ""
+        if not mark or not name:
+            raise InputError(f"--param {text!r}: it has the form NAME=NUMBER, as in gamma=0.5")
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Run a configuration from the command line: plan first, then Prefect, Ray and the flow, and print the outcome."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import InputError, SecateurError, StageError
+from cluster.storage import Store
+from flows.config import RunConfig
+from flows.plan import Plan, find_states, make_plan
+from flows.show import print_outcome
+from tasks.report.publish import read_results
+
+
+def execute(config: RunConfig, store_uri: str, ray: str, as_json: bool) -> None:
+    """Run to the results and print them. Where all is sealed, neither Ray nor a Prefect server is started.
+
+    Raises InputError (exit code 2) and StageError (1); ends with 130 or 143 when interrupted.
+    """
+    store = Store(store_uri)
+    plan = make_plan(config)
+    finished = finished_results(plan, store)
+    if finished is not None:
+        print(f"run {plan.run_name} is finished; its results are in the store", file=sys.stderr)
+        print_outcome(finished, store, as_json)
+        return
+    store.check_writable()
+    if ray not in ("local", "auto"):
+        from cluster.session import probe
+
+        probe(ray)
+    results = run_flow_here(config, plan, store, ray)
+    print_outcome(results, store, as_json)
+
+
+def finished_results(plan: Plan, store: Store) -> dict[str, Any] | None:
+    """Return the results where every unit of this very plan is sealed and its report is written, else None."""
+    results = read_results(store, plan.run_name)
+    if results is None or any(state.left for state in find_states(plan, store)):
+        return None
+    return results
+
+
+def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict[str, Any]:
+    """Run the flow in this process, with a Prefect server of our own unless PREFECT_API_URL names one."""
+    from flows.prefect_settings import prepare
+    from flows.server import prefect_api
+    from flows.signals import Interrupted, interruptible
+
+    again = f"secateur resume {plan.run_name} --store {shlex.quote(store.uri)}"
+    with tempfile.TemporaryDirectory(prefix="secateur-prefect-") as folder:
+        scratch = Path(folder)
+        prepare(scratch)
+        try:
+            with interruptible(), prefect_api(scratch):
+                from flows.pipeline import prune
+                from flows.stage_task import run_flow
+
+                results: dict[str, Any] = run_flow(
+                    prune, config.model_dump(mode="json"), store.uri, ray, plan.run_name
+                )
+                return results
+        except Interrupted as signal:
+            print(f"secateur: interrupted; go on with: {again}", file=sys.stderr)
+            sys.exit(128 + signal.signum)
+        except InputError:
+            raise
+        except SecateurError as error:
+            raise StageError(f"{error}; go on with: {again}") from error

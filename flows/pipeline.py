@@ -1,0 +1,227 @@
+"""The flow: a pruning run from the dataset to the report, every stage one Prefect task."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from cluster.errors import InputError
+from cluster.record import Seal
+from cluster.session import RaySession
+from cluster.storage import Store
+from flows.attempts import Attempt, recorded_stages
+from flows.config import RunConfig, parse_config
+from flows.plan import Plan, StageState, find_states, make_plan
+from flows.progress import Progress, print_line
+from flows.runs import make_report, record_run, subset_units
+from flows.stage_task import publish_table, stage_task
+from tasks.merge import MergeInputs, merge_stage
+from tasks.proxy import ProxyInputs, proxy_stage
+from tasks.report.inputs import StageTiming
+from tasks.score import ScoreInputs, score_stage
+from tasks.selecting import SelectInputs, SelectionUnit, selection_stage
+from tasks.shard import shard_stage
+from tasks.spec import Recipe, Use
+from tasks.subset import SubsetInputs, subset_stage
+from tasks.train import TrainInputs, TrainUnit, run_train_job, train_stage
+
+shard = stage_task(shard_stage, name="shard", tags=("shard",))
+proxy = stage_task(proxy_stage, name="proxy", tags=("proxy",))
+score = stage_task(score_stage, name="score", tags=("score",))
+merge = stage_task(merge_stage, name="merge", tags=("merge",))
+select = stage_task(selection_stage, name="select", tags=("select",))
+subset = stage_task(subset_stage, name="subset", tags=("subset",))
+train = stage_task(train_stage, name="train", tags=("train",))
+report = stage_task(make_report, name="report", tags=("report",))
+
+
+@flow(name="secateur", flow_run_name="{name}", persist_result=False, validate_parameters=False)
+def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "secateur") -> dict[str, Any]:
+    """Run a configuration to its report and return results.json. The same configuration resumes."""
+    run = parse_config(config)
+    plan = make_plan(run)
+    place = Store(store)
+    place.check_writable()
+    states = {state.stage: state for state in find_states(plan, place)}
+    with (
+        tempfile.TemporaryDirectory(prefix="secateur-run-") as scratch,
+        RaySession(ray, run.code, Path(scratch)) as session,
+        Progress() as progress,
+    ):
+        pool = session.pool(progress.update)
+        launch = session.launcher(run_train_job)
+        clock = Clock(states, progress)
+
+        with clock.stage("shard"):
+            index = shard(run.data, place, pool, accept=lambda meta: check_models(run, meta))
+        warn_of_limit(index)
+        record_run(plan, place)
+        with Attempt(place, plan.run_name) as attempt:
+            clock.attempt = attempt
+
+            with clock.stage("proxy"):
+                proxies = proxy(run.proxy, proxy_inputs(plan, index), place, pool) if run.proxy and plan.proxies else []
+            with clock.stage("score"):
+                scores = score(run.score, score_inputs(plan, index, proxies), place, pool) if run.score else None
+            with clock.stage("merge"):
+                table = merge(merge_inputs(plan, index, scores), place, pool)
+            check_columns(run, table)
+            with clock.stage("select"):
+                chosen = distinct(plan)
+                inputs = SelectInputs(run.data, index, table, run.select.resources)
+                selections = dict(zip(chosen, select(list(chosen.items()), inputs, place, pool)))
+            with clock.stage("subset"):
+                units = subset_units(plan, selections)
+                seals = subset(units, SubsetInputs(run.data, index, run.select.resources), place, pool)
+                subsets = dict(zip(selections, seals))
+            with clock.stage("train"):
+                train(run.train, train_inputs(plan, index, selections, subsets), place, pool, launch)
+            with clock.stage("report"):
+                results = report(plan, place, recorded_stages(place, plan.run_name))
+            publish_results(plan, results)
+    return results
+
+
+@dataclass
+class Clock:
+    """Time the stages of this attempt, and say in the log and the record what was computed and what was there."""
+
+    states: dict[str, StageState]
+    progress: Progress
+    attempt: Attempt | None = None
+
+    def __post_init__(self) -> None:
+        self.early: list[StageTiming] = []
+
+    def stage(self, name: str) -> Watch:
+        """Return a context manager around one stage."""
+        return Watch(self, name)
+
+    def record(self, timing: StageTiming) -> None:
+        """Keep a timing; those before the run was recorded are handed over with the next."""
+        self.early.append(timing)
+        if self.attempt is None:
+            return
+        for early in self.early:
+            self.attempt.record_stage(early.name, early.seconds, early.computed, early.items)
+        self.early.clear()
+
+
+class Watch:
+    """Time one stage."""
+
+    def __init__(self, clock: Clock, name: str) -> None:
+        self.clock, self.name = clock, name
+
+    def __enter__(self) -> None:
+        import time
+
+        self.start = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        import time
+
+        if kind is not None:
+            return
+        seconds = time.monotonic() - self.start
+        state = self.clock.states.get(self.name)
+        computed = state is None or state.left > 0
+        items = state.total if state else 1
+        self.clock.progress.finish(self.name)
+        if state is not None:
+            words = f"{state.left} computed" + (f", {state.sealed} there already" if state.sealed else "")
+            print_line(f"{self.name:<8}{words}  {seconds:.1f} s")
+        self.clock.record(StageTiming(self.name, seconds, computed, items))
+
+
+def proxy_inputs(plan: Plan, index: Seal) -> ProxyInputs:
+    """Return what the proxy stage reads."""
+    return ProxyInputs(plan.config.data, index, plan.checkpoints, plan.code, plan.config.seed)
+
+
+def score_inputs(plan: Plan, index: Seal, proxies: list[Seal]) -> ScoreInputs:
+    """Return what the score stage reads."""
+    run = plan.config
+    assert run.proxy is not None
+    return ScoreInputs(run.data, index, run.proxy, proxies, plan.code, run.seed)
+
+
+def merge_inputs(plan: Plan, index: Seal, scores: Seal | None) -> MergeInputs:
+    """Return what the merge stage reads: the scores computed, or the user's own."""
+    run = plan.config
+    return MergeInputs(
+        run.data, index, scores, run.scores, plan.scores_digest, run.scores_id_column, run.select.resources
+    )
+
+
+def distinct(plan: Plan) -> dict[str, SelectionUnit]:
+    """Return the selections by key, each once."""
+    return {key: unit for key, unit in plan.selections.values()}
+
+
+def train_inputs(
+    plan: Plan, index: Seal, selections: dict[str, Seal], subsets: dict[str, Seal]
+) -> TrainInputs:
+    """Return the trainings with their steps: at one keep, the same number in every arm, the full data's included."""
+    num_train = int(index.meta["num_train"])
+    units: list[tuple[str, TrainUnit]] = []
+    for item in plan.trainings:
+        steps = plan.config.train.steps_for(round(item.keep * num_train))
+        chosen = selections.get(item.selection or "")
+        unit = TrainUnit(
+            item.arm, item.keep, item.replicate, subsets.get(item.selection or ""), chosen, steps, item.seed
+        )
+        units.append((item.key, unit))
+    return TrainInputs(plan.config.data, index, plan.code, units)
+
+
+def check_models(run: RunConfig, meta: dict[str, Any]) -> None:
+    """Raise InputError, before anything is written, when a model does not fit the data."""
+    from tasks.models.build import check_model
+
+    shape, num_classes = tuple(meta["shape"]), int(meta["num_classes"])
+    wanted: list[tuple[Use, Recipe]] = [(run.train.model, run.train.recipe)]
+    if run.proxy is not None:
+        wanted.insert(0, (run.proxy.model, run.proxy.recipe))
+    for model, recipe in wanted:
+        check_model(model, shape, num_classes, recipe)
+
+
+def check_columns(run: RunConfig, table: Seal) -> None:
+    """Raise InputError when an arm ranks by a column that the score table does not have."""
+    from tasks.imports import nearest
+
+    columns = list(table.meta["columns"])
+    for arm in run.select.arms:
+        if arm.score is not None and arm.score not in columns:
+            raise InputError(f"arm {arm.label!r} ranks by {arm.score!r}, which the score table has not; "
+                             f"{nearest(arm.score, columns)}")
+
+
+def warn_of_limit(index: Seal) -> None:
+    """Say that this run is on a slice, where it is."""
+    if index.meta.get("limit") is not None:
+        print_line(f"data.limit: a slice of {index.meta['limit']} rows, {index.meta['num_unused']} rows left out")
+
+
+def publish_results(plan: Plan, results: dict[str, Any]) -> None:
+    """Show the results as a Prefect table artifact."""
+    rows = [
+        {
+            "arm": arm["name"],
+            "keep": arm["keep"],
+            "kept": arm["n_kept"],
+            "steps": arm["steps"],
+            "accuracy": arm["mean"],
+        }
+        for arm in results["arms"]
+    ]
+    publish_table(f"results-{plan.run_name.lower().replace('_', '-')}", rows, f"Results of {plan.run_name}")
+
+
+Stage = Callable[..., Any]

@@ -1,0 +1,148 @@
+"""Commands that read the store and print: plan, status, show, report, and the stand-alone select."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from cluster.errors import InputError
+from cluster.storage import Store
+from flows.attempts import attempt_states, recorded_stages
+from flows.cli import parse_params, print_json
+from flows.config import RunConfig
+from flows.plan import find_states, make_plan
+from flows.runs import list_runs, load_run, make_report
+from tasks.report.publish import read_results, report_name
+
+STAGES = ("data", "code", "shard", "proxy", "scorer", "score", "merge", "select", "train")
+
+
+def show_plan(config: RunConfig, store_uri: str, as_json: bool) -> None:
+    """Print what would run and why: stage by stage, what is sealed and which key changed since the last run."""
+    store = Store(store_uri)
+    plan = make_plan(config)
+    states = find_states(plan, store)
+    before = latest_keys(store, config.name)
+    changed = [stage for stage in STAGES if before is not None and before.get(stage) != plan.keys().get(stage)]
+    document = {
+        "run": plan.run_name,
+        "store": store.uri,
+        "changed": changed,
+        "stages": [
+            {"stage": state.stage, "total": state.total, "sealed": state.sealed, "left": state.left,
+             "keys": list(state.keys)}
+            for state in states
+        ],
+    }
+    if as_json:
+        print_json(document)
+        return
+    print(f"run {plan.run_name} in {store.uri}")
+    for state in states:
+        keys = state.keys[0][:12] + (f" and {state.total - 1} more" if state.total > 1 else "")
+        what = "sealed" if state.left == 0 else f"{state.left} of {state.total} to compute"
+        print(f"  {state.stage:<8}{what:<24}{keys}")
+    if before is None:
+        print(f"no earlier run named {config.name} in this store")
+    elif changed:
+        print(f"changed since the last run named {config.name}: {', '.join(changed)}")
+    else:
+        print(f"no digest changed since the last run named {config.name}")
+
+
+def latest_keys(store: Store, name: str) -> dict[str, Any] | None:
+    """Return the keys of the run of that name whose newest attempt is the latest, or None."""
+    best: tuple[str, dict[str, Any]] | None = None
+    for run in list_runs(store):
+        if run.rpartition("-")[0] != name:
+            continue
+        attempts = attempt_states(store, run)
+        started = max((str(attempt["started"]) for attempt in attempts), default="")
+        record = json.loads(store.read(f"runs/{run}/run.json"))
+        if best is None or started > best[0]:
+            best = started, record["keys"]
+    return best[1] if best else None
+
+
+def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
+    """Print the runs of a store with the state of their newest attempt, or one run in full."""
+    store = Store(store_uri)
+    if run is None:
+        rows = []
+        for name in list_runs(store):
+            attempts = attempt_states(store, name)
+            state = attempts[-1]["state"] if attempts else "recorded"
+            rows.append({"run": name, "state": state, "attempts": len(attempts)})
+        if as_json:
+            print_json(rows)
+        elif rows:
+            for row in rows:
+                print(f"{row['run']:<40} {row['state']:<12} {row['attempts']} attempts")
+        else:
+            print(f"no run in {store.uri}")
+        return
+    name, config, _ = load_run(run, store)
+    attempts = attempt_states(store, name)
+    states = find_states(make_plan(config), store)
+    if as_json:
+        stages = [{"stage": state.stage, "total": state.total, "sealed": state.sealed} for state in states]
+        print_json({"run": name, "attempts": attempts, "stages": stages})
+        return
+    print(f"run {name} in {store.uri}")
+    for attempt in attempts:
+        print(f"  attempt {attempt['started']}  {attempt['state']}")
+    for state in states:
+        print(f"  {state.stage:<8}{state.sealed} of {state.total} sealed")
+
+
+def show_results(run: str, store_uri: str, as_json: bool) -> None:
+    """Print the results of a finished run. Raises InputError where it is not finished."""
+    store = Store(store_uri)
+    name, _, _ = load_run(run, store)
+    results = read_results(store, name)
+    if results is None:
+        raise InputError(f"run {name} has no report yet; `secateur resume {name}` goes on with it")
+    print_outcome(results, store, as_json)
+
+
+def print_outcome(results: dict[str, Any], store: Store, as_json: bool) -> None:
+    """Print results: a JSON document, or the table, the verdict and where the report is."""
+    if as_json:
+        print_json(results)
+        return
+    from rich.console import Console
+
+    from tasks.report.terminal import print_results
+
+    # A table folded at 80 columns of a pipe cannot be read; terminals say their own width.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    print_results(results, console)
+    print(f"report: {store.url(report_name(results['run'], 'index.html'))}")
+
+
+def write_report_again(run: str, store_uri: str) -> None:
+    """Write results.json and index.html again from the sealed stages."""
+    store = Store(store_uri)
+    name, config, _ = load_run(run, store)
+    make_report(make_plan(config), store, recorded_stages(store, name))
+    print(store.url(report_name(name, "index.html")))
+
+
+def run_select(
+    scores: str, score: str, direction: str, keep: float, protocol: str, alpha: float | None, params: list[str],
+    seed: int, id_column: str, by: str | None, out: str, as_json: bool,
+) -> None:
+    """Select from any score table and print a summary."""
+    from tasks.standalone import select_file
+
+    summary = select_file(
+        scores, score=score, direction=direction, keep=keep, protocol=protocol, alpha=alpha,
+        params=parse_params(params), seed=seed, id_column=id_column, by=by, out=out,
+    )
+    if as_json:
+        print_json(summary)
+        return
+    for name, value in summary.items():
+        if not isinstance(value, dict | list):
+            print(f"{name:<20}{value}")

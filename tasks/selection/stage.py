@@ -1,0 +1,81 @@
+"""The work of the select stage: one pool item a selection, published in files of 2^22 rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from cluster.errors import InputError
+from cluster.record import Part, Seal, Unit
+from cluster.storage import Store
+from tasks.pool import FunctionWorker, Pool
+from tasks.selecting import SelectInputs, SelectionUnit
+from tasks.selection.calibrated import calibrated_selection
+from tasks.selection.rows import IndexRows, RowSource, ScoreTableRows
+from tasks.selection.table import SelectionTable
+from tasks.tables import encode_table, load_part, part_check
+
+Item = tuple[str, SelectionUnit]
+
+
+def run_selection_stage(units: Sequence[Item], inputs: SelectInputs, store: Store, pool: Pool) -> list[Seal]:
+    """Publish every selection without a seal, and return all seals in the order of `units`."""
+    seals: dict[str, Seal] = {}
+    open_items: dict[str, Item] = {}
+    for key, unit in units:
+        if unit.spec.score is not None and inputs.merge is None:
+            raise InputError(f"protocol {unit.spec.protocol} ranks by {unit.spec.score!r}, but there is no score table")
+        seal = Unit(store, "select", key).seal()
+        if seal is not None:
+            seals[key] = seal
+        else:
+            open_items[key] = (key, unit)
+    items = list(open_items.values())
+    worker = partial(FunctionWorker, partial(_select, inputs, store))
+    for index, (parts, meta) in pool.map(
+        worker, items, label="select", resources=inputs.resources, done=len({key for key, _ in units}) - len(items)
+    ):
+        key = items[index][0]
+        seals[key] = Unit(store, "select", key).publish_seal(parts, meta)
+    return [seals[key] for key, _ in units]
+
+
+def _select(inputs: SelectInputs, store: Store, item: Item) -> tuple[list[Part], dict[str, Any]]:
+    key, chosen = item
+    classes = int(inputs.index.meta["num_classes"])
+    column = chosen.spec.score
+    histogram = None
+    rows: RowSource
+    if column is None:
+        rows = IndexRows(store, inputs.index)
+    else:
+        assert inputs.merge is not None
+        rows = ScoreTableRows(store, inputs.merge, column, classes)
+        histogram = inputs.merge.meta["sortable"][column]
+    selection = calibrated_selection(
+        rows,
+        chosen.spec,
+        chosen.seed,
+        histogram=histogram,
+        score_table_key=inputs.merge.key if column is not None and inputs.merge is not None else None,
+        threads=max(1, int(inputs.resources.cpus)),
+    )
+    return publish(Unit(store, "select", key), selection), selection.facts
+
+
+def publish(unit: Unit, selection: SelectionTable) -> list[Part]:
+    """Publish the files of a selection and return their records."""
+    parts = []
+    for number, table in enumerate(selection.tables()):
+        name = f"selection-{number:05d}.parquet"
+        check = part_check(unit.key, unit.store.url(unit.part_name(name)), table.column("example_id").to_numpy())
+        parts.append(unit.publish_part(name, encode_table(table, unit.key), check))
+    return parts
+
+
+def load_selection(store: Store, selection: Seal, columns: list[str] | None = None) -> Any:
+    """Return a sealed selection as one table, verified against its seal."""
+    import pyarrow as pa
+
+    return pa.concat_tables([load_part(store, part, columns) for part in selection.parts])
