@@ -58,7 +58,7 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
         clock = Clock(states, progress)
 
         with clock.stage("shard"):
-            index = shard(run.data, place, pool, accept=lambda meta: check_models(run, meta))
+            index = shard(run.data, place, pool, plan.source_code, lambda meta: check_models(run, meta))
         warn_of_limit(index)
         record_run(plan, place)
         with Attempt(place, plan.run_name) as attempt:

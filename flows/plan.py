@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cluster.code import add_code_dirs, check_code_dirs
@@ -45,6 +46,7 @@ class Plan:
 
     config: RunConfig
     code: str
+    source_code: str
     data: str
     shard: str
     proxies: tuple[str, ...]
@@ -130,20 +132,22 @@ def entry_points(spec: Spec) -> list[str]:
     return found
 
 
-def _digest_of_code(config: RunConfig) -> str:
-    folders = check_code_dirs(config.code)
-    add_code_dirs(folders)
-    entries = entry_points(config)
+def _digest_of_code(config: RunConfig, entries: list[str]) -> str:
+    """Return the digest of the user's code behind the entry points; "" where there are none."""
+    if not entries:
+        return ""
     if config.code_version is not None:
         return f"version:{config.code_version}"
-    return code_digest(entries, folders) if entries else "none"
+    return code_digest(entries, [Path(folder) for folder in config.code])
 
 
 def make_plan(config: RunConfig) -> Plan:
     """Return the plan of a configuration. Reads the data's digests (cached) and the user's code; starts nothing."""
-    code = _digest_of_code(config)
+    add_code_dirs(check_code_dirs(config.code))
+    source_code = _digest_of_code(config, entry_points(config.data))
+    code = _digest_of_code(config, entry_points(config))
     data = data_digest(config.data)
-    shard = shard_key(config.data, data)
+    shard = shard_key(config.data, data, source_code)
     proxies: tuple[str, ...] = ()
     checkpoints: tuple[float, ...] = (1.0,)
     scorer = score = own = None
@@ -163,7 +167,7 @@ def make_plan(config: RunConfig) -> Plan:
         merge = merge_key(score, shard)
     selections, trainings = _plan_arms(config, shard, merge, code)
     return Plan(
-        config, code, data, shard, proxies, checkpoints, scorer, score, own, merge, selections, tuple(trainings)
+        config, code, source_code, data, shard, proxies, checkpoints, scorer, score, own, merge, selections, tuple(trainings)
     )
 
 

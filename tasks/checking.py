@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import InputError
-from tasks.schemas import TEST, TRAIN, UNUSED, VALIDATION
+from tasks.schemas import TEST, TRAIN, VALIDATION
 from tasks.sources.contents import as_features, as_ids, check_raw, encode_labels
 from tasks.sources.protocol import TEST_LOCATION, TRAIN_LOCATION, RawExamples, Shard, Source
 from tasks.sources.registry import open_source
@@ -98,7 +98,8 @@ def summarize(
     for shard, one in zip(shards, checked):
         if (one.shape, one.dtype) != (first.shape, first.dtype):
             raise InputError(
-                f"features differ: {shards[0]} has {first.dtype} of shape {first.shape}, {shard} has {one.dtype} of shape "
+                f"features differ: {shards[0]} has {first.dtype} of shape {first.shape}, {shard} has {one.dtype} of "
+                "shape "
                 f"{one.shape}; all rows must be alike"
             )
     num_classes = _count_classes(spec, shards, checked, label_map)
@@ -140,7 +141,8 @@ def _count_splits(spec: DataSpec, by_split: Counter[tuple[int, int]], num_rows: 
                      "test": f" (test_fraction {spec.test_fraction})"}[name]
             raise InputError(
                 f"the {name} split is empty{share}, the others have "
-                f"{', '.join(f'{other} {n}' for other, n in counts.items() if other != name)} rows; {cause}, or change the "
+                f"{', '.join(f'{other} {n}' for other, n in counts.items() if other != name)} rows; {cause}, or "
+                "change the "
                 "shares or split_seed"
             )
     classes = sorted(label for (split, label), n in by_split.items() if split == TRAIN and n)
@@ -181,7 +183,8 @@ def _count_classes(
         seen = _in_order(labels)
         if label_map is not None:
             raise InputError(
-                f"data.{location} has labels that label_map does not name: {_show(seen)} ({sum(labels.values())} rows); "
+                f"data.{location} has labels that label_map does not name: {_show(seen)} ({sum(labels.values())} "
+                "rows); "
                 f"it names {_show(sorted(label_map))}. Add them to data.label_map"
             )
         every = _in_order(Counter({**unknown[TRAIN_LOCATION], **{str(label): 1 for label in known[TRAIN_LOCATION]}}))
@@ -205,7 +208,8 @@ def _count_classes(
         )
     strange = sorted(label for label in known[TEST_LOCATION] if label >= num_classes)
     if strange:
-        raise InputError(f"data.test has labels {_show(strange)} that data.train has not: there are {num_classes} classes, "
+        raise InputError(f"data.test has labels {_show(strange)} that data.train has not: there are {num_classes} "
+                         "classes, "
                          f"0 to {num_classes - 1}")
     return num_classes
 
@@ -253,6 +257,7 @@ def _holds(ids: tuple[int, int] | I64, example_id: int) -> bool:
 def _duplicate(example_id: int, where: Sequence[Shard]) -> InputError:
     places = " and ".join(dict.fromkeys(str(shard) for shard in where))
     return InputError(
-        f"example_id {example_id} is there more than once, in {places}; every id of data.train and data.test must be unique: "
+        f"example_id {example_id} is there more than once, in {places}; every id of data.train and data.test must be "
+        "unique: "
         "mend the id column, or leave id_column out"
     )

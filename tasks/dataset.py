@@ -70,7 +70,8 @@ class Dataset:
         return int(self.meta["num_test"])
 
     def shards(self, location: str = TRAIN_LOCATION) -> list[Shard]:
-        """Return the shards of a location in order, none where it is not there. Addresses come from the specification."""
+        """Return the shards of a location in order, none where it is not there. Addresses come from the
+        specification."""
         records = [record for record in self.meta["shards"] if record["location"] == location]
         return [Shard(uri="", **record) for record in records]
 
@@ -127,10 +128,12 @@ class Dataset:
         indexed = table.column("label").to_numpy()
         same = np.array_equal(ids, table.column("example_id").to_numpy()) and (labels >= 0).all()
         if not same or ((indexed >= 0) & (indexed != labels)).any():
-            raise InputError(f"{shard}: ids or labels are not those of the index; the data changed under the run: run again")
+            raise InputError(f"{shard}: ids or labels are not those of the index; the data changed under the run: "
+                             "run again")
         x = as_features(raw.x[mask], dataclasses.replace(full, files=()))
         if x.shape[1:] != self.shape or str(x.dtype) != self.dtype:
-            raise InputError(f"{shard}: features are {x.dtype} of shape {x.shape[1:]}, the index says {self.dtype} of shape "
+            raise InputError(f"{shard}: features are {x.dtype} of shape {x.shape[1:]}, the index says {self.dtype} "
+                             "of shape "
                              f"{self.shape}; the data changed under the run: run again")
         return Examples(ids[mask], x, labels[mask], positions)
 

@@ -18,7 +18,7 @@ class DynamicsRecorder:
 
     A presentation is one forward pass of an example in a training batch, before that batch's update, augmentation
     included. Its margin is z_y - max_{k != y} z_k on the logits; it is correct where the margin is above 0, so a tie
-    is wrong whichever class it is with. State: 22 bytes an example, on the device of the training.
+    is wrong whichever class it is with. State: 18 bytes an example, on the device of the training.
     """
 
     FIELDS = ("presentations", "events", "correct", "learned", "margin_sum")

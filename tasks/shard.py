@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from cluster.fingerprint import stage_key
 from cluster.record import Seal, Unit
@@ -17,12 +18,17 @@ VERSION = 1
 
 
 def shard_key(spec: DataSpec, digest: str, code: str = "") -> str:
-    """Return the key of the index. `digest` is data_digest(spec), `code` the digest of the user's source, if it is one."""
+    """Return the key of the index. `digest` is data_digest(spec), `code` the digest of the user's source, if it is
+    one."""
     return stage_key(STAGE, VERSION, spec.identity(), (), {"data": digest, "code": code})
 
 
-def shard_stage(spec: DataSpec, store: Store, pool: Pool, code: str = "") -> Seal:
+def shard_stage(
+    spec: DataSpec, store: Store, pool: Pool, code: str = "", accept: Callable[[dict[str, Any]], None] | None = None
+) -> Seal:
     """Return the seal of the index, computing what is not there.
+
+    `accept(meta)` may refuse what was found (a model that does not fit, say) by raising, before anything is written.
 
     Every row is read and checked before anything is written: wrong data are an InputError and leave the store as it was.
     Parts are schemas.INDEX tables, one a shard, named `shard.part_name`. The seal's meta: num_classes, class_names,
@@ -39,4 +45,4 @@ def shard_stage(spec: DataSpec, store: Store, pool: Pool, code: str = "") -> Sea
         return seal
     from tasks.sharding import make_index
 
-    return make_index(spec, sources, unit, pool)
+    return make_index(spec, sources, unit, pool, accept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,20 +29,30 @@ from tasks.tables import encode_table, part_check
 I64 = npt.NDArray[np.int64]
 
 
-def make_index(spec: DataSpec, sources: Mapping[str, Source], unit: Unit, pool: Pool) -> Seal:
-    """Check all data, then publish the index parts that are missing and the seal. Raises InputError, writing nothing."""
+def make_index(
+    spec: DataSpec,
+    sources: Mapping[str, Source],
+    unit: Unit,
+    pool: Pool,
+    accept: Callable[[dict[str, Any]], None] | None = None,
+) -> Seal:
+    """Check all data, then publish the index parts that are missing and the seal. Raises InputError, writing
+    nothing."""
     listed = {location: source.shards(spec.shard_rows) for location, source in sources.items()}
     for location, shards in listed.items():
         if not shards:
             raise InputError(f"data.{location} holds no rows; at least one row of each of two classes is needed")
     shards = [shard for location in listed for shard in listed[location]]
-    plan = _known_plan(unit)
-    if plan is None:
-        plan = _check(spec, sources, shards, pool)
+    known = _known_plan(unit)
+    plan = _check(spec, sources, shards, pool) if known is None else known
+    if accept is not None:
+        accept(plan.meta)
+    if known is None:
         unit.store.create(_plan_name(unit), plan.to_bytes())
     shards = [dataclasses.replace(shard, digest=plan.part_digest(spec, shard)) for shard in shards]
     if len({shard.part_name for shard in shards}) < len(shards):
-        raise InputError("two shards of data.train and data.test hold the same rows of the same file; name each file once")
+        raise InputError("two shards of data.train and data.test hold the same rows of the same file; name each file "
+                         "once")
     parts = _publish(spec, plan, shards, unit, pool)
     return unit.publish_seal(parts, {**plan.meta, "shards": [_shard_record(shard) for shard in shards]})
 

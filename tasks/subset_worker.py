@@ -88,7 +88,7 @@ class _Worker:
         return found, self.dataset.read(item, TRAIN) if missing else None
 
     def _published(self, chosen: _Chosen, item: Shard, here: I64) -> Cut:
-        name = part_file(item)
+        name = item.part_name
         where = self.store.url(chosen.unit.part_name(name))
         check = part_check(chosen.unit.key, where, here)
         part = chosen.unit.find_part(name, check)
@@ -103,22 +103,17 @@ class _Worker:
         """Publish what is missing and return (part or None, positions) for each selection."""
         found, examples = loaded
         out: list[Cut] = []
-        for chosen, (here, part, positions) in zip(self.chosen, found):
-            if part is not None or not len(here) or examples is None:
-                out.append((part, positions))
+        for chosen, (here, published, positions) in zip(self.chosen, found):
+            if published is not None or not len(here) or examples is None:
+                out.append((published, positions))
                 continue
             row = _rows_of(examples.example_id, chosen.example_id)
             table = _subset_table(examples, row >= 0, chosen.weight[row[row >= 0]], chosen.facts)
-            name = part_file(item)
+            name = item.part_name
             check = part_check(chosen.unit.key, self.store.url(chosen.unit.part_name(name)), here)
             part = chosen.unit.publish_part(name, encode_table(table, chosen.unit.key), check)
             out.append((part, examples.position[row >= 0]))
         return out
-
-
-def part_file(shard: Shard) -> str:
-    """Return the name of the part that holds a shard's selected rows."""
-    return f"{shard.digest[:12]}.parquet"
 
 
 def _rows_of(ids: I64, chosen: I64) -> npt.NDArray[np.int64]:

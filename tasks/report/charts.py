@@ -167,13 +167,14 @@ def histogram_chart(
     return drawing(WIDTH, bottom + 42, f"Histogram of {name}", body)
 
 
-def balance_chart(rows: Sequence[tuple[str, float, float, float]]) -> str:
+def balance_chart(rows: Sequence[tuple[str, float, float, float]], highest: float) -> str:
     """Return, for each class, its share of the kept examples (signal, then exploration) and a tick at its full share.
 
-    `rows` holds (class, share in the full data, share that is signal, share that is exploration), in 0..1.
+    `rows` holds (class, share in the full data, share that is signal, share that is exploration), in 0..1; `highest` is
+    the largest share in any chart beside this one, so that bars can be compared across them.
     """
     left = min(LEFT + max((width_of(fitted(name, 120)) for name, *_ in rows), default=0.0) + 8, 140.0)
-    highest = max((max(full, signal + exploration) for _, full, signal, exploration in rows), default=0.0) or 1.0
+    highest = highest or 1.0
     values = ticks(0.0, 100 * highest * 1.08, 5)
     place = scale(0.0, highest * 1.08, left, RIGHT - 6)
     bottom = len(rows) * 19.0 + 6

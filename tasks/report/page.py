@@ -149,7 +149,8 @@ def _minus(figures: str) -> str:
 
 
 def _notes(results: Mapping[str, Any]) -> str:
-    items = "".join(f"<li>{escape(note)}</li>" for note in results["notes"])
+    # The slice stands at the top of the page.
+    items = "".join(f"<li>{escape(note)}</li>" for note in results["notes"] if not note.startswith("Slice"))
     return f"<section><h2>Before you believe these figures</h2><ul>{items}</ul></section>"
 
 

@@ -84,7 +84,7 @@ def build_results(
     for row in results["comparisons"]:
         row["sentence"] = arm_sentence(row)
     results["headline"] = headline(results)
-    results["keeps"] = [{"keep": keep, "sentence": keep_sentence(results, keep)} for keep in keeps_of(arms)]
+    results["keeps"] = [{"keep": keep, "sentence": keep_sentence(results, keep)} for keep in _plain(keeps_of(arms))]
     results["notes"] = notes(results)
     return results
 

@@ -61,14 +61,14 @@ def balance_section(page: PageInputs, results: Mapping[str, Any]) -> str:
     folds = []
     keeps = sorted({arm.keep for arm in page.arms if arm.selections})
     for keep in keeps:
-        cards = []
-        for arm in page.arms:
-            if arm.keep == keep and arm.selections:
-                rows, left_out = balance_rows(arm, names)
-                if rows:
-                    more = f'<p class="caption">{escape(left_out)}</p>' if left_out else ""
-                    chart = balance_chart(rows)
-                    cards.append(f'<div class="card"><h3>{escape(arm.name)}</h3>{chart}{more}</div>')
+        found = [(arm, *balance_rows(arm, names)) for arm in page.arms if arm.keep == keep and arm.selections]
+        shares = [max(row[1], row[2] + row[3]) for _, rows, _ in found for row in rows]
+        cards = [
+            f'<div class="card"><h3>{escape(arm.name)}</h3>{balance_chart(rows, max(shares))}'
+            f"{f'<p class=caption>{escape(left_out)}</p>' if left_out else ''}</div>"
+            for arm, rows, left_out in found
+            if rows
+        ]
         if cards:
             opened = " open" if keep == keeps[0] else ""
             folds.append(

@@ -155,7 +155,7 @@ def headline(results: Mapping[str, Any]) -> str:
     if all(row["replicates"] < results["min_replicates"] for row in rows):
         most = max(row["replicates"] for row in rows)
         least = results["min_replicates"]
-        return f"No verdict: {plural(most, 'replicate')}, and a comparison with random takes {least}."
+        return f"No verdict yet: {plural(most, 'replicate')}, where a comparison with random takes at least {least}."
     if len(rows) == 1:
         row = rows[0]
         return (

@@ -13,13 +13,16 @@ Node = Any
 
 Piece = tuple[tuple[int, int], ...]
 
-# Views that only rearrange or cast a parameter: the norm of a gradient is the same on both sides of them.
+# Views that rearrange, cast or pick from a parameter: the norm of a gradient is the same on both sides of them.
 _REARRANGE = frozenset(
     {
         "TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0",
         "ReshapeAliasBackward0", "UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "ToCopyBackward0",
+        "SliceBackward0", "SelectBackward0",
     }
 )  # fmt: skip
+# Operations that spread a smaller tensor over the rows of a larger one.
+_SPREADING = frozenset({"AddBackward0", "SubBackward0", "ExpandBackward0"})
 # Views that cut a parameter into disjoint pieces: squared norms of the pieces add up.
 _CUT = frozenset({"SplitBackward0", "SplitWithSizesBackward0", "UnsafeSplitBackward0", "UnbindBackward0"})
 
@@ -104,7 +107,7 @@ def _follow(leaf: Node, consumers: dict[Node, list[tuple[Node, int, int]]]) -> d
             name = user.name()
             if read != output:
                 continue
-            if name in _REARRANGE:
+            if name in _REARRANGE or (name == "EmbeddingBackward0" and _picks_rows(user, consumers)):
                 open_ends.append((user, 0, tuple(user._input_metadata[0].shape), (*chain, name), piece))
             elif name in _CUT:
                 open_ends += [
@@ -114,6 +117,20 @@ def _follow(leaf: Node, consumers: dict[Node, list[tuple[Node, int, int]]]) -> d
             else:
                 pieces.setdefault(piece, []).append(Site(user, slot, shape, chain))
     return pieces
+
+
+def _picks_rows(node: Node, consumers: dict[Node, list[tuple[Node, int, int]]]) -> bool:
+    """Return whether an embedding only picks distinct rows that are then spread over the batch, as positions are."""
+    if node._saved_scale_grad_by_freq or node._saved_padding_idx < node._saved_weight_sym_argsize_0:
+        return False
+    shape = tuple(node._input_metadata[0].shape)
+    for user, _, _ in consumers.get(node, ()):
+        output = tuple(user._input_metadata[0].shape)
+        aligned = (1,) * (len(output) - len(shape)) + shape
+        if user.name() not in _SPREADING or not output or aligned[0] != 1 or output[0] == 1:
+            return False
+    indices = node._saved_indices.flatten()
+    return bool(indices.unique().numel() == indices.numel())
 
 
 def _disjoint(pieces: list[Piece]) -> bool:

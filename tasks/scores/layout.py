@@ -27,15 +27,19 @@ def by_example(values: torch.Tensor, layout: Layout) -> torch.Tensor:
     return values.reshape(before, examples, after, *tail).transpose(0, 1).reshape(examples, before * after, *tail)
 
 
-def find_layout(plain: torch.Tensor, scaled: torch.Tensor, scales: torch.Tensor) -> tuple[int, int] | None:
-    """Return (before, after), or None where the rows do not show one single layout.
+Fits = frozenset[tuple[int, int]]
+
+
+def fitting_layouts(plain: torch.Tensor, scaled: torch.Tensor, scales: torch.Tensor) -> Fits | None:
+    """Return every (before, after) that the rows agree with, none where they agree with no layout.
 
     `plain` (R, W) is the gradient of sum_i f_i, `scaled` that of sum_i scales[i] f_i, f_i a function of example i: rows
-    of example i differ by the factor scales[i], and only if the model keeps examples apart. Rows of zeros say nothing.
+    of example i differ by the factor scales[i], and only if the model keeps examples apart. Rows of zeros say nothing;
+    returns null where all are.
     """
     examples, rows = len(scales), len(plain)
     if rows == 0 or rows % examples:
-        return None
+        return frozenset()
     size = plain.abs().amax(1)
     told = size > 0
     if not told.any():
@@ -44,12 +48,11 @@ def find_layout(plain: torch.Tensor, scaled: torch.Tensor, scales: torch.Tensor)
     distance = torch.stack([(scaled - scale * plain).abs().amax(1) / (scale * size) for scale in scales], 1)
     best, owner = distance[told].min(1)
     if not bool((best <= 1e-3).all()):
-        return None
+        return frozenset()
     number = torch.arange(rows, device=plain.device)[told]
     each = rows // examples
-    fitting = [
-        after
+    return frozenset(
+        (each // after, after)
         for after in range(1, each + 1)
         if each % after == 0 and bool(((number // after) % examples == owner).all())
-    ]
-    return (each // fitting[0], fitting[0]) if len(fitting) == 1 else None
+    )

@@ -96,14 +96,18 @@ class Broadcast:
 
     def __init__(
         self, rows: int, lead: int, shape: tuple[int, ...], view: tuple[int, ...], *, factor: Tensor | None = None,
-        sign: float = 1.0, centre: Tensor | None = None, scale: Tensor | None = None,
+        sign: float = 1.0, centre: Tensor | None = None, scale: Tensor | None = None, fold: bool = False,
     ) -> None:
         self.rows, self.lead, self.shape, self.view = rows, lead, shape, view
         self.factor, self.sign = factor, sign
+        # Copies of p stand one after the other along the first dim, instead of in dims of their own.
+        self.fold = fold
         # The factor is (factor - centre) * scale where those are given; each is broadcast against the gradient.
         self.centre, self.scale = centre, scale
 
     def cells(self, grad: Tensor) -> Tensor:
+        if self.fold:
+            return grad.reshape(self.rows, *self.shape)
         return grad.reshape(self.rows, *grad.shape[self.lead :])
 
     def _example(self, grad: Tensor, layout: Layout, start: int, stop: int) -> Tensor:

@@ -66,6 +66,23 @@ def _multiplied(site: Site) -> Operation | None:
     return _broadcast(site, factor=other) if isinstance(other, torch.Tensor) else None
 
 
+def _repeated(site: Site) -> Operation | None:
+    """Return the form of a parameter tiled over the batch: along dims where it is 1, or along its first dim alone."""
+    output, repeats = _output_shape(site.node), tuple(site.node._saved_repeats)
+    aligned = (1,) * (len(output) - len(site.shape)) + site.shape
+    tiled = [dim for dim, times in enumerate(repeats) if times > 1]
+    if all(aligned[dim] == 1 for dim in tiled):
+        return _broadcast(site)
+    if tiled == [0]:
+        return Broadcast(repeats[0], 1, aligned, site.shape, fold=True)
+    return None
+
+
+def _prelu(site: Site) -> Operation | None:
+    x = site.node._saved_self
+    return _broadcast(site, factor=x.clamp(max=0))
+
+
 def _convolution(site: Site) -> Operation | None:
     node = site.node
     geometry = Geometry(
@@ -146,6 +163,8 @@ _MAKERS: dict[tuple[str, int], Callable[[Site], Operation | None]] = {
     ("MulBackward0", 0): _multiplied,
     ("MulBackward0", 1): _multiplied,
     ("ExpandBackward0", 0): _added,
+    ("RepeatBackward0", 0): _repeated,
+    ("PreluKernelBackward0", 1): _prelu,
     ("ConvolutionBackward0", 1): _convolution,
     ("ConvolutionBackward0", 2): _channels,
     ("NativeBatchNormBackward0", 1): _batch_norm_weight,

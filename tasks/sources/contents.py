@@ -33,7 +33,8 @@ def as_features(x: npt.NDArray[Any], shard: Shard) -> npt.NDArray[Any]:
     Raises InputError on NaN, infinity, floats beyond float32, whole numbers that float32 would change, and other types.
     """
     if x.ndim < 2 or 0 in x.shape[1:]:
-        raise InputError(f"{shard}: features have the shape {x.shape}; at least one number for each row is needed: (N, ...)")
+        raise InputError(f"{shard}: features have the shape {x.shape}; at least one number for each row is needed: "
+                         "(N, ...)")
     if x.dtype == np.uint8:
         return np.ascontiguousarray(x)
     flat = x.reshape(len(x), -1)
@@ -41,7 +42,8 @@ def as_features(x: npt.NDArray[Any], shard: Shard) -> npt.NDArray[Any]:
         bad = ((flat > EXACT_FLOAT32) | (flat < -EXACT_FLOAT32)).any(axis=1) if x.dtype.itemsize > 2 else np.zeros(len(x), bool)
         _refuse_row(bad, shard, f"{x.dtype} features beyond 2^24", "float32 would change them: scale them first")
     elif x.dtype.kind == "f":
-        _refuse_row(~np.isfinite(flat).all(axis=1), shard, "NaN or infinity", "every feature must be finite: mend these rows")
+        _refuse_row(~np.isfinite(flat).all(axis=1), shard, "NaN or infinity", "every feature must be finite: mend "
+                                                                              "these rows")
     elif x.dtype.kind != "b":
         raise InputError(f"{shard}: features are {x.dtype}; numbers are needed: uint8 or float")
     with np.errstate(over="ignore"):
@@ -83,7 +85,8 @@ def encode_labels(
         _refuse_row(~np.isfinite(labels), shard, "missing labels (NaN)", "every row needs a label")
         if (labels != np.floor(labels)).any() or (np.abs(labels) > 2**53).any():
             first = float(labels[labels != np.floor(labels)][:1].sum()) or float(labels.max())
-            raise InputError(f"{shard}: the label {first} is no class; labels are whole numbers or text, one of K classes")
+            raise InputError(f"{shard}: the label {first} is no class; labels are whole numbers or text, one of K "
+                             "classes")
         labels = labels.astype(np.int64)
     if labels.dtype.kind == "O":
         # np.unique cannot sort text beside None: missing labels go first.

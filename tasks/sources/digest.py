@@ -165,6 +165,15 @@ def list_named(uris: Iterable[str], role: str) -> list[FileRef]:
     return out
 
 
+def file_uri(root: str, relative: str) -> str:
+    """Return the address of a file that `list_location(root)` knows as `relative`."""
+    if is_remote(root):
+        # A prefix and an object may have one name; the object is what was listed, if it is there.
+        return root.rstrip("/") if root.rpartition("/")[2] == relative and exists(root) else join_uri(root, relative)
+    path = local_path(root)
+    return str(path) if path.is_file() else str(path / relative)
+
+
 def exists(uri: str) -> bool:
     """Return whether a file is at `uri`."""
     if is_remote(uri):

@@ -52,7 +52,8 @@ def _open(uri: str) -> BinaryIO:
 def _header(file: BinaryIO, uri: str) -> tuple[str, tuple[int, ...]]:
     start = file.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in TYPES or start[3] == 0:
-        raise InputError(f"{uri} is no IDX file: it begins with {start.hex() or 'nothing'}, the rule is 0000, type, rank")
+        raise InputError(f"{uri} is no IDX file: it begins with {start.hex() or 'nothing'}, the rule is 0000, type, "
+                         "rank")
     sizes = file.read(4 * start[3])
     if len(sizes) < 4 * start[3]:
         raise InputError(f"{uri} ends within its IDX header; fetch it again")
@@ -60,7 +61,8 @@ def _header(file: BinaryIO, uri: str) -> tuple[str, tuple[int, ...]]:
 
 
 def read_idx(uri: str, start: int, rows: int) -> npt.NDArray[Any]:
-    """Return `rows` items from `start`, shape (rows, ...). Raises InputError for a file that is damaged or too short."""
+    """Return `rows` items from `start`, shape (rows, ...). Raises InputError for a file that is damaged or too
+    short."""
     import numpy as np
 
     try:
@@ -117,7 +119,8 @@ class IdxSource:
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise InputError(f"{file.uri} cannot be decompressed ({error}); fetch it again") from error
         if len(shapes[0]) < 2 or len(shapes[1]) != 1 or shapes[0][0] != shapes[1][0]:
-            raise InputError(f"{images.uri} holds {shapes[0]} and {labels.uri} {shapes[1]}; the rule is (N, ...) and (N,)")
+            raise InputError(f"{images.uri} holds {shapes[0]} and {labels.uri} {shapes[1]}; the rule is (N, ...) and "
+                             "(N,)")
         row_bytes = 8
         for size in shapes[0][1:]:
             row_bytes *= size

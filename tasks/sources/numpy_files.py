@@ -45,9 +45,11 @@ def _header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[An
     except ValueError as error:
         raise InputError(f"{where} is no NumPy array of plain numbers or text ({error})") from error
     if dtype.hasobject or dtype.names is not None:
-        raise InputError(f"{where} holds {dtype}, which takes pickle or fields; save one plain array of numbers or text")
+        raise InputError(f"{where} holds {dtype}, which takes pickle or fields; save one plain array of numbers or "
+                         "text")
     if fortran and len(shape) > 1:
-        raise InputError(f"{where} is in Fortran order, so its rows are not contiguous; save np.ascontiguousarray(array)")
+        raise InputError(f"{where} is in Fortran order, so its rows are not contiguous; save "
+                         "np.ascontiguousarray(array)")
     return tuple(int(size) for size in shape), dtype
 
 
@@ -88,16 +90,19 @@ class NumpySource:
         self._files: list[FileRef] | None = None
         if self.packed:
             if labels or test_labels:
-                raise InputError(f"{location}: {uri} holds its labels itself; name their array with y, leave labels out")
+                raise InputError(f"{location}: {uri} holds its labels itself; name their array with y, leave labels "
+                                 "out")
             self.uris = [uri]
             return
         if not uri.endswith(".npy"):
             raise InputError(f"{location}: {uri!r} is neither .npz nor .npy; the numpy source reads these two")
         own, name = (test_labels, "test_labels") if location == TEST_LOCATION else (labels, "labels")
         if own is None:
-            raise InputError(f"{location}: {uri} holds features only; name the file of its labels with source args {name}")
+            raise InputError(f"{location}: {uri} holds features only; name the file of its labels with source args "
+                             f"{name}")
         if id_column:
-            raise InputError(f"{location}: id_column names an array of a .npz; {uri} is a .npy, its ids are made from rows")
+            raise InputError(f"{location}: id_column names an array of a .npz; {uri} is a .npy, its ids are made "
+                             "from rows")
         folder = uri.rpartition("/")[0] or "."
         absolute = "://" in own or own.startswith(("/", "~"))
         self.uris = [uri, own if absolute else join_uri(folder, own)]
@@ -134,7 +139,8 @@ class NumpySource:
         lengths = {role: other for role, (other, _) in found.items() if role != "x"}
         if not shape or any(other != (shape[0],) for other in lengths.values()):
             got = ", ".join(f"{self.names[role]} {other}" for role, other in {"x": shape, **lengths}.items())
-            raise InputError(f"{self.location}: {self.uri} has {got}; the rule is (N, ...) features and (N,) beside them")
+            raise InputError(f"{self.location}: {self.uri} has {got}; the rule is (N, ...) features and (N,) beside "
+                             "them")
         for size in shape[1:]:
             item *= size
         files = self.files()

@@ -35,7 +35,8 @@ class DataSpec(Spec):
         " or an IDX folder's own t10k pair.",
     )
     validation: float = setting(
-        0.1, identity=True, gt=0, lt=1, doc="Share of the rows outside test that is validation, by keyed hash of the id."
+        0.1, identity=True, gt=0, lt=1, doc="Share of the rows outside test that is validation, by keyed hash of the "
+                                            "id."
     )
     split_seed: int = setting(0, identity=True, doc="Seed of the hashes that split and limit.")
     limit: int | None = setting(

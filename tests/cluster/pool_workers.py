@@ -58,25 +58,27 @@ class Where:
 
 
 class Overlap:
-    """Record how many threads are in load and in compute; each item waits for the next one's load to begin."""
+    """Say of each item whether the load of another began while it was computed, and how many computed at once."""
 
-    def __init__(self, last: int) -> None:
-        self.last = last
-        self.loading = [threading.Event() for _ in range(last + 1)]
+    def __init__(self, items: int) -> None:
+        self.items = items
+        self.loads = threading.Semaphore(0)
+        self.computes = 0
         self.inside = 0
-        self.most = 0
 
-    def load(self, item: int) -> int:
-        self.loading[item].set()
-        return item
+    def load(self, item: int) -> None:
+        self.loads.release()
 
-    def compute(self, item: int, loaded: int) -> tuple[bool, int]:
+    def compute(self, item: int, loaded: None) -> tuple[bool, int]:
         self.inside += 1
-        self.most = max(self.most, self.inside)
-        # The load of the next item starts while this compute runs, or this wait fails.
-        overlapped = item == self.last or self.loading[item + 1].wait(20)
+        self.computes += 1
+        if self.computes == 1:
+            self.loads.acquire()
+        # One load more than computes have begun, or this wait ends in vain; there is none after the last item.
+        overlapped = self.computes == self.items or self.loads.acquire(timeout=20)
+        inside = self.inside
         self.inside -= 1
-        return overlapped, self.most
+        return overlapped, inside
 
 
 class Fails:

@@ -58,7 +58,7 @@ def test_items_and_results_of_some_megabytes(pool: Any) -> None:
 
 
 def test_load_of_the_next_overlaps_compute_which_never_runs_twice(pool: Any) -> None:
-    got = dict(pool.map(partial(Overlap, 5), range(6), label="overlap", resources=Resources(workers=1)))
+    got = dict(pool.map(partial(Overlap, 6), range(6), label="overlap", resources=Resources(workers=1)))
     assert got == {index: (True, 1) for index in range(6)}
 
 

@@ -1,0 +1,38 @@
+# Everything a person or CI runs. `make quickstart` and `make test` need nothing but Python 3.11 and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export SECATEUR_STORE ?= store
+
+.PHONY: quickstart mnist test lint bench clean
+
+quickstart: $(VENV)/.run
+	$(BIN)/secateur run configs/quickstart.yaml
+
+mnist: $(VENV)/.run
+	$(BIN)/secateur run configs/mnist.yaml
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.grand
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+# torch by its exact pin, first: a range fetches gigabytes of CUDA where a CPU build would do.
+	$(BIN)/pip install --quiet "torch==$$(sed -n 's/^torch==//p' constraints.txt)" -c constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[test,lint]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,144 @@
+"""Image folders: one folder a class, any format Pillow reads, stored as uint8 (C, H, W)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import InputError
+from cluster.fingerprint import sha256
+from cluster.storage import filesystem
+from tasks.sources.digest import is_remote, join_uri, list_location
+from tasks.sources.protocol import FileRef, RawExamples, Shard, cut_rows, first_id, shard_digest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+# What file managers leave behind.
+LITTER = ("thumbs.db", "desktop.ini")
+
+
+class ImageSource:
+    """Read <class>/**/<image> under a folder; classes are the sorted folder names of the train location.
+
+    `size` [H, W] resizes (bilinear); without it all images must be of one size. `mode` "RGB" or "L" converts; without it
+    grey images have one channel and all others become RGB. Ids are those of the file names.
+    """
+
+    def __init__(
+        self, uri: str, location: str, *, size: Sequence[int] | None = None, mode: str | None = None
+    ) -> None:
+        self.uri, self.location, self.mode = uri, location, mode
+        self.size = None if size is None else tuple(int(side) for side in size)
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise InputError(f"{location}: size {list(self.size)} is not [H, W], two sizes of 1 or more")
+        if mode not in (None, "RGB", "L"):
+            raise InputError(f"{location}: mode {mode!r} is not known; give RGB, L, or leave it out")
+        self._files: list[FileRef] | None = None
+        self._fs: Any = None
+
+    def files(self) -> list[FileRef]:
+        """Return the images, sorted by relative name. Raises InputError for what is no image, or outside a class."""
+        if self._files is None:
+            found = list_location(self.uri, self.location, lambda name: name.lower().rpartition("/")[2] not in LITTER)
+            # Files beside the class folders (a README, a licence) belong to no class; an image there is a mistake.
+            loose = [file.relative for file in found if "/" not in file.relative]
+            lost = [name for name in loose if name.lower().endswith(ENDINGS)]
+            if lost:
+                raise InputError(f"{self.location}: {lost[0]} lies outside a class folder ({len(lost)} such images); "
+                                 "the rule is "
+                                 f"{self.uri}/<class>/<image>")
+            found = [file for file in found if "/" in file.relative]
+            strange = [file.relative for file in found if not file.relative.lower().endswith(ENDINGS)]
+            if strange:
+                raise InputError(f"{self.location}: {strange[0]} is no image ({len(strange)} such files in class "
+                                 "folders); "
+                                 f"take it away, or name it with one of {', '.join(ENDINGS)}")
+            if not found:
+                raise InputError(f"{self.location}: no image is in {self.uri}; the rule is {self.uri}/<class>/<image>")
+            self._files = found
+        return self._files
+
+    def label_map(self) -> dict[str, int]:
+        """Return the class of each folder name: their order by name."""
+        return {name: number for number, name in enumerate(self.class_names())}
+
+    def class_names(self) -> list[str]:
+        """Return the sorted folder names."""
+        return sorted({file.relative.partition("/")[0] for file in self.files()})
+
+    def shards(self, shard_rows: int) -> list[Shard]:
+        """Return the shards: ranges of the sorted file list."""
+        files = self.files()
+        first = self._decode(files[0].relative)
+        out = []
+        for start, rows in cut_rows(len(files), shard_rows, first.size):
+            taken = files[start : start + rows]
+            content = sha256("\n".join(f"{file.relative}\t{file.digest}" for file in taken).encode())
+            # The range's place in the list is no part of its digest: it moves when files are added before it.
+            digest = shard_digest(self.location, taken[0].relative, 0, rows, content)
+            names = tuple(file.relative for file in taken)
+            out.append(Shard(self.location, taken[0].relative, self.uri, start, rows, start, digest, names))
+        return out
+
+    def _bytes(self, relative: str) -> bytes:
+        if self._fs is None:
+            self._fs = filesystem(self.uri)[0]
+        uri = join_uri(self.uri, relative)
+        try:
+            data: bytes = self._fs.cat_file(uri.removeprefix("s3://") if is_remote(uri) else uri)
+        except (FileNotFoundError, PermissionError) as error:
+            raise InputError(f"{uri} cannot be read ({error}); give an image that is there and may be read") from error
+        return data
+
+    def _decode(self, relative: str) -> npt.NDArray[np.uint8]:
+        """Return one image as (C, H, W)."""
+        import io
+
+        import numpy as np
+        from PIL import Image
+
+        data = self._bytes(relative)
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                deep = image.mode.startswith(("I", "F"))
+                picture = image.convert(self.mode or ("L" if image.mode in ("1", "L") else "RGB"))
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise InputError(f"{join_uri(self.uri, relative)} cannot be decoded as an image ({error}); mend it or "
+                             "take it "
+                             "away") from error
+        if deep:
+            raise InputError(f"{join_uri(self.uri, relative)} has more than 8 bits a channel, which uint8 cannot "
+                             "hold; convert "
+                             "it, or give the images as a numpy or Parquet source")
+        if self.size is not None and picture.size != (self.size[1], self.size[0]):
+            picture = picture.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+        pixels = np.asarray(picture, dtype=np.uint8)
+        return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def read(self, shard: Shard) -> RawExamples:
+        """Return the shard's images. Raises InputError when one cannot be decoded or is of another size."""
+        import numpy as np
+
+        ids, labels = self.read_labels(shard)
+        first = self._decode(shard.files[0])
+        x = np.empty((shard.rows, *first.shape), dtype=np.uint8)
+        for row, name in enumerate(shard.files):
+            image = self._decode(name) if row else first
+            if image.shape != first.shape:
+                hint = "size: [H, W]" if image.shape[0] == first.shape[0] else "mode: RGB"
+                raise InputError(f"{self.location}: {name} is {image.shape}, {shard.files[0]} is {first.shape} (C, "
+                                 "H, W); all "
+                                 f"must be alike: set source args {hint}")
+            x[row] = image
+        return RawExamples(ids, x, labels)
+
+    def read_labels(self, shard: Shard) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+        """Return ids, and folder names as labels; opens no image."""
+        import numpy as np
+
+        ids = np.array([first_id(self.location, name) for name in shard.files], dtype=np.int64)
+        return ids, np.array([name.partition("/")[0] for name in shard.files])
