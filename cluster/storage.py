@@ -6,7 +6,9 @@ import contextlib
 import io
 import os
 import re
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -198,6 +200,30 @@ def replace_uri(uri: str, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(final)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_uri(uri: str) -> Iterator[Path]:
+    """Yield the path of a scratch file to write; on a clean exit it takes the place of the user's `uri` atomically.
+
+    On any error the old object stays untouched. For what is too large to build in memory.
+    """
+    if uri.startswith("s3://"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "object"
+            yield path
+            replace_uri(uri, path.read_bytes())
+        return
+    final = Path(uri.removeprefix("file://")).absolute()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    scratch = final.parent / f".{final.name}.{uuid.uuid4().hex}"
+    try:
+        yield scratch
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, final)
     finally:
         scratch.unlink(missing_ok=True)
 

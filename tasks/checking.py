@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -111,13 +112,12 @@ def summarize(
     train_rows = sum(shard.rows for shard in shards if shard.location == TRAIN_LOCATION)
     if spec.limit is not None and spec.limit < train_rows:
         limit_hash, limited = _limit(spec.limit, checked)
-        outside = {pair: n for one, shard in zip(checked, shards) if shard.location == TEST_LOCATION
-                   for pair, n in one.by_split.items()}
-        by_split = Counter(limited)
-        by_split.update(outside)
-    return Findings(
-        first.shape, first.dtype, num_classes, _count_splits(spec, by_split, sum(shard.rows for shard in shards)), limit_hash
-    )
+        by_split = limited
+        for one, shard in zip(checked, shards):
+            if shard.location == TEST_LOCATION:
+                by_split.update(one.by_split)
+    counts = _count_splits(spec, splitter, by_split, sum(shard.rows for shard in shards))
+    return Findings(first.shape, first.dtype, num_classes, counts, limit_hash)
 
 
 def _limit(limit: int, checked: Sequence[Checked]) -> tuple[int, Counter[tuple[int, int]]]:
@@ -131,14 +131,16 @@ def _limit(limit: int, checked: Sequence[Checked]) -> tuple[int, Counter[tuple[i
     return int(last), Counter(zip(splits[inside].tolist(), labels[inside].tolist()))
 
 
-def _count_splits(spec: DataSpec, by_split: Counter[tuple[int, int]], num_rows: int) -> dict[str, int]:
+def _count_splits(
+    spec: DataSpec, splitter: Splitter, by_split: Counter[tuple[int, int]], num_rows: int
+) -> dict[str, int]:
     names = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
     counts = {name: sum(n for (split, _), n in by_split.items() if split == value) for name, value in names.items()}
     cause = f"data.limit {spec.limit} leaves too few rows: raise it" if spec.limit is not None else "give more rows"
     for name, count in counts.items():
         if count == 0:
             share = {"train": "", "validation": f" (validation {spec.validation})",
-                     "test": f" (test_fraction {spec.test_fraction})"}[name]
+                     "test": f" (test_fraction {splitter.test_share})"}[name]
             raise InputError(
                 f"the {name} split is empty{share}, the others have "
                 f"{', '.join(f'{other} {n}' for other, n in counts.items() if other != name)} rows; {cause}, or "
@@ -231,7 +233,7 @@ def check_ids(shards: Sequence[Shard], ids: Sequence[tuple[int, int] | I64]) -> 
         if inside < rows:
             starts.append((0, rows - inside, number))
     starts.sort()
-    for (_, end, a), (start, _, b) in zip(starts, starts[1:]):
+    for (_, end, a), (start, _, b) in pairwise(starts):
         if start < end:
             raise _duplicate(start, [shards[a], shards[b]])
     if not loose:

@@ -18,8 +18,7 @@ VERSION = 1
 
 
 def shard_key(spec: DataSpec, digest: str, code: str = "") -> str:
-    """Return the key of the index. `digest` is data_digest(spec), `code` the digest of the user's source, if it is
-    one."""
+    """Return the key of the index. `digest` is data_digest(spec), `code` the digest of a source of the user's own."""
     return stage_key(STAGE, VERSION, spec.identity(), (), {"data": digest, "code": code})
 
 
@@ -30,7 +29,7 @@ def shard_stage(
 
     `accept(meta)` may refuse what was found (a model that does not fit, say) by raising, before anything is written.
 
-    Every row is read and checked before anything is written: wrong data are an InputError and leave the store as it was.
+    Every row is read and checked before anything is written: wrong data are an InputError that leaves no trace.
     Parts are schemas.INDEX tables, one a shard, named `shard.part_name`. The seal's meta: num_classes, class_names,
     label_map (or null), shape, dtype ("uint8" or "float32"), num_train, num_validation, num_test, num_unused, num_rows,
     limit (or null), shards [{digest, location, relative, start, rows, position}].

@@ -36,8 +36,7 @@ def make_index(
     pool: Pool,
     accept: Callable[[dict[str, Any]], None] | None = None,
 ) -> Seal:
-    """Check all data, then publish the index parts that are missing and the seal. Raises InputError, writing
-    nothing."""
+    """Check all data, then publish the index parts that are missing and the seal; InputError comes before any write."""
     listed = {location: source.shards(spec.shard_rows) for location, source in sources.items()}
     for location, shards in listed.items():
         if not shards:
@@ -47,12 +46,12 @@ def make_index(
     plan = _check(spec, sources, shards, pool) if known is None else known
     if accept is not None:
         accept(plan.meta)
-    if known is None:
-        unit.store.create(_plan_name(unit), plan.to_bytes())
     shards = [dataclasses.replace(shard, digest=plan.part_digest(spec, shard)) for shard in shards]
     if len({shard.part_name for shard in shards}) < len(shards):
         raise InputError("two shards of data.train and data.test hold the same rows of the same file; name each file "
                          "once")
+    if known is None:
+        unit.store.create(_plan_name(unit), plan.to_bytes())
     parts = _publish(spec, plan, shards, unit, pool)
     return unit.publish_seal(parts, {**plan.meta, "shards": [_shard_record(shard) for shard in shards]})
 
@@ -81,7 +80,7 @@ class Plan:
                 splitter["limit_hash"] = int(splitter["limit_hash"])
             return cls(Splitter(**splitter), body["meta"])
         except (ValueError, KeyError, TypeError) as error:
-            raise CorruptError(f"{where} cannot be read ({error}); remove it, the data are then checked again") from error
+            raise CorruptError(f"{where} cannot be read ({error}); remove it, and run again to check anew") from error
 
     def part_digest(self, spec: DataSpec, shard: Shard) -> str:
         """Return the digest of the shard as it is split and read: a part made under another split has another name."""

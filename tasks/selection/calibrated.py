@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ def calibrated_selection(
     spec: SelectionSpec,
     seed: int,
     *,
-    histogram: dict[str, int] | None = None,
+    histogram: Mapping[Any, int] | None = None,
     by: str | None = None,
     score_table_key: str | None = None,
     threads: int = 1,
@@ -163,7 +163,7 @@ class _Drawing:
                 yield total
         refuse_missing(missing, self.rows.num_rows)
 
-    def run(self, histogram: dict[str, int] | None) -> SelectionTable:
+    def run(self, histogram: Mapping[Any, int] | None) -> SelectionTable:
         first = None
         if histogram is not None and self.by is None:
             first = kept_first_counts(histogram, self.direction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def kept_first(values: npt.NDArray[Any], direction: str) -> tuple[U64, int]:
     return (np.invert(words, out=words) if direction == "high" else words), missing
 
 
-def kept_first_counts(sortable: dict[str, int], direction: str) -> npt.NDArray[np.int64]:
+def kept_first_counts(sortable: Mapping[Any, int], direction: str) -> npt.NDArray[np.int64]:
     """Return counts (65536,) of the top 16 bits of `kept_first`, from sparse counts of those of `sortable_bits`."""
     counts = np.zeros(DIGITS, dtype=np.int64)
     for digit, count in sortable.items():

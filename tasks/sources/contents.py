@@ -20,7 +20,7 @@ EXACT_FLOAT32 = 2**24
 MAX_LABELS = 100_000
 
 
-def _refuse_row(bad: npt.NDArray[np.bool_], shard: Shard, what: str, rule: str) -> None:
+def _refuse_row(bad: Any, shard: Shard, what: str, rule: str) -> None:
     rows = np.flatnonzero(bad)
     if len(rows):
         where = shard.files[rows[0]] if shard.files else f"row {shard.start + int(rows[0])}"
@@ -39,8 +39,9 @@ def as_features(x: npt.NDArray[Any], shard: Shard) -> npt.NDArray[Any]:
         return np.ascontiguousarray(x)
     flat = x.reshape(len(x), -1)
     if x.dtype.kind in "iu":
-        bad = ((flat > EXACT_FLOAT32) | (flat < -EXACT_FLOAT32)).any(axis=1) if x.dtype.itemsize > 2 else np.zeros(len(x), bool)
-        _refuse_row(bad, shard, f"{x.dtype} features beyond 2^24", "float32 would change them: scale them first")
+        if x.dtype.itemsize > 2:
+            bad = np.logical_or(flat > EXACT_FLOAT32, flat < -EXACT_FLOAT32).any(axis=1)
+            _refuse_row(bad, shard, f"{x.dtype} features beyond 2^24", "float32 would change them: scale them first")
     elif x.dtype.kind == "f":
         _refuse_row(~np.isfinite(flat).all(axis=1), shard, "NaN or infinity", "every feature must be finite: mend "
                                                                               "these rows")
@@ -83,8 +84,9 @@ def encode_labels(
         raise InputError(f"{shard}: labels have the shape {labels.shape}; one label a row is needed, ({shard.rows},)")
     if labels.dtype.kind == "f":
         _refuse_row(~np.isfinite(labels), shard, "missing labels (NaN)", "every row needs a label")
-        if (labels != np.floor(labels)).any() or (np.abs(labels) > 2**53).any():
-            first = float(labels[labels != np.floor(labels)][:1].sum()) or float(labels.max())
+        fraction = (labels != np.floor(labels)) | (np.abs(labels) > 2**53)
+        if fraction.any():
+            first = float(labels[fraction][0])
             raise InputError(f"{shard}: the label {first} is no class; labels are whole numbers or text, one of K "
                              "classes")
         labels = labels.astype(np.int64)

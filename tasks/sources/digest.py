@@ -67,7 +67,7 @@ def _write_cache(path: Path, known: dict[str, list[Any]]) -> None:
         scratch = path.parent / f".{uuid.uuid4().hex}"
         try:
             scratch.write_text(json.dumps(known))
-            os.replace(scratch, path)
+            scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
 
@@ -87,7 +87,7 @@ def digest_files(root: Path, files: Iterable[tuple[str, Path]], role: str) -> li
                 if time.time_ns() - stat.st_mtime_ns > YOUNG_NS:
                     fresh[str(path)] = entry
         except OSError as error:
-            raise InputError(f"{role}: {path} cannot be read ({error}); give a file that exists and may be read") from error
+            raise InputError(f"{role}: {path} cannot be read ({error}); give a file that may be read") from error
         out.append(FileRef(relative, str(path), entry[2], stat.st_size))
     if fresh:
         _write_cache(cache, {**known, **fresh})
@@ -120,7 +120,7 @@ def _list_remote(uri: str, role: str, wanted: Callable[[str], bool]) -> list[Fil
     except FileNotFoundError:
         found = {}
     except PermissionError as error:
-        raise InputError(f"{role}: {uri} may not be read ({error}); check the credentials in the environment") from error
+        raise InputError(f"{role}: {uri} may not be read ({error}); check the environment's credentials") from error
     except Exception as error:
         if type(error).__name__ not in ("NoCredentialsError", "PartialCredentialsError"):
             raise

@@ -23,8 +23,8 @@ LITTER = ("thumbs.db", "desktop.ini")
 class ImageSource:
     """Read <class>/**/<image> under a folder; classes are the sorted folder names of the train location.
 
-    `size` [H, W] resizes (bilinear); without it all images must be of one size. `mode` "RGB" or "L" converts; without it
-    grey images have one channel and all others become RGB. Ids are those of the file names.
+    `size` [H, W] resizes (bilinear); without it all images must be of one size. `mode` "RGB" or "L" converts; without
+    it grey images have one channel and all others become RGB. An image's id is a hash of its relative name.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import InputError
@@ -78,7 +79,7 @@ class ParquetSource:
         except PermissionError as error:
             raise InputError(f"{uri} may not be read ({error}); check its rights or the credentials") from error
         except (pa.ArrowException, OSError) as error:
-            # pyarrow says OSError of damaged pages; from S3 it may as well be the network, which is not the input's fault.
+            # pyarrow says OSError of damaged pages; from S3 it may be the network, which is not the input's fault.
             if is_remote(uri) and not isinstance(error, pa.ArrowException):
                 raise
             raise InputError(f"{uri} is not readable Parquet ({error}); make it again or take it away") from error
@@ -125,7 +126,8 @@ class ParquetSource:
         uri = shard.uri or file_uri(self.uri, shard.relative)
         with self._open(uri) as parquet:
             self._check_columns(parquet.schema_arrow, uri)
-            covering, skip, first = [], 0, 0
+            covering: list[int] = []
+            skip = first = 0
             for i in range(parquet.num_row_groups):
                 rows = parquet.metadata.row_group(i).num_rows
                 if first + rows > shard.start and first < shard.start + shard.rows and rows:
@@ -223,7 +225,7 @@ def pack_groups(group_rows: Sequence[int], shard_rows: int) -> list[tuple[int, i
             continue
         pieces = -(-rows // shard_rows)
         edges = [start + rows * i // pieces for i in range(pieces + 1)]
-        out += [(low, high - low) for low, high in zip(edges, edges[1:])]
+        out += [(low, high - low) for low, high in pairwise(edges)]
         start = edges[-1]
     return [*out, (start, held)] if held else out
 

@@ -1,0 +1,85 @@
+"""What a run shows in Prefect besides its states: progress bars, tables, notes. Losing them never costs the run."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from flows.api_link import LINK
+from flows.stage_task import in_flow_run
+
+# An update is an API call: some 30 ms for the driver, and a row for the server.
+EVERY_S = 5.0
+
+
+def artifact_key(text: str) -> str:
+    """Return `text` as Prefect wants its keys: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "artifact"
+
+
+def _publish(call: Callable[[], Any]) -> Any:
+    """Return `call()`, or None outside a flow run and where Prefect fails; the run's one warning tells of that."""
+    if LINK.lost is not None or LINK.artifacts_off or not in_flow_run():
+        return None
+    try:
+        return call()
+    except Exception as error:
+        # Not a crash, so whatever Prefect raises, but also not silent: the link warns in both cases.
+        if LINK.alive():
+            LINK.artifacts_off = True
+            LINK.warn_once(f"Prefect refuses artifacts ({type(error).__name__}: {error}); the run goes on without them")
+        return None
+
+
+def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> bool:
+    """Publish a table artifact on the current flow or task run; return whether it was."""
+    from prefect.artifacts import create_table_artifact
+
+    table = [dict(row) for row in rows]
+    made = _publish(lambda: create_table_artifact(table=table, key=artifact_key(key), description=description))
+    return made is not None
+
+
+def publish_markdown(key: str, text: str, description: str) -> bool:
+    """Publish a markdown artifact on the current flow or task run; return whether it was."""
+    from prefect.artifacts import create_markdown_artifact
+
+    made = _publish(
+        lambda: create_markdown_artifact(markdown=text, key=artifact_key(key), description=description)
+    )
+    return made is not None
+
+
+class ProgressArtifacts:
+    """Be the progress callback of a pool: one progress artifact a stage, updated at most every `every_s` seconds."""
+
+    def __init__(self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self.every_s = every_s
+        self.clock = clock
+        self.calls = 0
+        self._made: dict[str, UUID] = {}
+        self._last: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` items of the stage are done."""
+        now, percent = self.clock(), 100.0 * done / max(total, 1)
+        first = stage not in self._last
+        if not first and done < total and now - self._last[stage] < self.every_s:
+            return
+        self._last[stage] = now
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        text = f"{stage}: {done} of {total}"
+        self.calls += 1
+        if stage in self._made:
+            made = self._made[stage]
+            _publish(lambda: update_progress_artifact(artifact_id=made, progress=percent, description=text))
+        else:
+            made = _publish(
+                lambda: create_progress_artifact(progress=percent, key=artifact_key(stage), description=text)
+            )
+            if made is not None:
+                self._made[stage] = made

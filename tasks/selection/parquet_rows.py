@@ -1,0 +1,210 @@
+"""The user's own Parquet files as rows of a selection: read by row groups, as often as asked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.errors import InputError
+from cluster.storage import filesystem
+from tasks.hashing import I64
+from tasks.imports import nearest
+from tasks.selection.rows import BATCH_ROWS, Batch, over_pieces
+
+ID_COLUMNS = ("example_id", "id")
+
+# More distinct values than this is an id, not a group.
+MAX_GROUPS = 65536
+
+Piece = tuple[int, int]
+
+
+class ParquetRows:
+    """Give id, score and group columns of a Parquet file, or of every .parquet file below a folder.
+
+    `id_column` None means example_id, else id. `by` names the column whose values are the codes, numbered in the order
+    of the values; `groups` are those values. Raises InputError where files or columns are missing or of the wrong kind.
+    """
+
+    has_scores = True
+
+    def __init__(
+        self, uri: str, id_column: str | None, score: str, *, by: str | None = None, threads: int = 1
+    ) -> None:
+        self.uri, self.score, self.by = uri, score, by
+        self._fs, path = filesystem(uri)
+        self._files = self._list(path)
+        self._metadata = [self._open_metadata(file) for file in self._files]
+        self.id_column = self._check_columns(id_column)
+        self.num_rows = sum(metadata.num_rows for metadata in self._metadata)
+        self.groups: list[Any] = []
+        self.num_codes = 0
+        self.code_counts: I64 | None = None
+        self._values: pa.Array | None = None
+        if by is not None:
+            self._find_groups(by, threads)
+
+    def _list(self, path: str) -> list[str]:
+        try:
+            if not self._fs.isdir(path):
+                if not self._fs.exists(path):
+                    raise InputError(f"scores {self.uri} is not there; give a Parquet file, a folder of them, or a URI")
+                return [path]
+            found = sorted(self._fs.find(path))
+        except PermissionError as error:
+            raise InputError(f"scores {self.uri} may not be read ({error}); check its permissions") from error
+        cut = len(path.rstrip("/")) + 1
+        files = [
+            name for name in found
+            if name.endswith(".parquet") and not any(step[0] in "._" for step in name[cut:].split("/") if step)
+        ]
+        if not files:
+            raise InputError(f"scores {self.uri} holds no .parquet file; give a Parquet file or a folder of them")
+        return files
+
+    @contextlib.contextmanager
+    def _open(self, file: str, metadata: Any = None) -> Iterator[pq.ParquetFile]:
+        with self._fs.open(file, "rb") as data:
+            try:
+                yield pq.ParquetFile(data, metadata=metadata)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise InputError(f"scores {file} is not readable Parquet ({error}); write it again") from error
+
+    def _open_metadata(self, file: str) -> Any:
+        with self._open(file) as parquet:
+            return parquet.metadata
+
+    def _check_columns(self, id_column: str | None) -> str:
+        chosen = id_column
+        for file, metadata in zip(self._files, self._metadata):
+            schema = metadata.schema.to_arrow_schema()
+            names = schema.names
+            if chosen is None:
+                chosen = next((name for name in ID_COLUMNS if name in names), None)
+                if chosen is None:
+                    raise InputError(
+                        f"scores {file} has no id column: neither {' nor '.join(ID_COLUMNS)} is among "
+                        f"{', '.join(names)}; name it with --id-column"
+                    )
+            for name, what in ((chosen, "id"), (self.score, "score"), (self.by, "group")):
+                if name is not None and name not in names:
+                    raise InputError(f"scores {file} has no {what} column {name!r}; {nearest(name, names)}")
+            kind = schema.field(chosen).type
+            if not pa.types.is_integer(kind):
+                raise InputError(
+                    f"scores {file}: id column {chosen!r} is {kind}; the rule is whole numbers (int64), since floats "
+                    "lose rows beyond 2^53; write integer ids, or name another column with --id-column"
+                )
+            kind = schema.field(self.score).type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+                raise InputError(f"scores {file}: column {self.score!r} is {kind}; name a numeric column with --score")
+        assert chosen is not None
+        return chosen
+
+    def pieces(self) -> Sequence[Piece]:
+        """Return (file number, row group) of every row group with rows."""
+        return [
+            (number, group)
+            for number, metadata in enumerate(self._metadata)
+            for group in range(metadata.num_row_groups)
+            if metadata.row_group(group).num_rows
+        ]
+
+    def _batches(self, piece: Piece, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        number, group = piece
+        with self._open(self._files[number], self._metadata[number]) as parquet:
+            # A column may be asked for in two roles; it is read once.
+            wanted = list(dict.fromkeys(columns))
+            yield from parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False)
+
+    def read(self, piece: Piece) -> Iterator[Batch]:
+        """Yield the rows of a row group, with null scores as NaN."""
+        columns = [self.id_column, self.score] + ([self.by] if self.by is not None else [])
+        for batch in self._batches(piece, columns):
+            code = None
+            if self.by is not None:
+                code = pc.index_in(_plain(batch.column(self.by)), value_set=self._values).to_numpy()
+            yield Batch(self._ids(batch.column(self.id_column)), _scores(batch.column(self.score)), code)
+
+    def _ids(self, column: pa.Array) -> I64:
+        if column.null_count:
+            raise InputError(
+                f"scores {self.uri}: {column.null_count} ids of {len(column)} rows are null in {self.id_column!r}; "
+                "every example needs an id"
+            )
+        try:
+            return np.asarray(column.cast(pa.int64()).to_numpy(), dtype=np.int64)
+        except pa.ArrowInvalid as error:
+            raise InputError(f"scores {self.uri}: ids in {self.id_column!r} do not fit int64 ({error})") from error
+
+    def _find_groups(self, by: str, threads: int) -> None:
+        kinds = {str(_value_type(metadata.schema.to_arrow_schema().field(by).type)) for metadata in self._metadata}
+        kind = _value_type(self._metadata[0].schema.to_arrow_schema().field(by).type)
+        if len(kinds) > 1:
+            raise InputError(f"scores {self.uri}: column {by!r} is {' in one file and '.join(sorted(kinds))} in another")
+        if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+                or pa.types.is_boolean(kind)):
+            raise InputError(f"scores {self.uri}: column {by!r} is {kind}; groups are integers, text or booleans")
+        counts: Counter[Any] = Counter()
+        for found in over_pieces(_Column(self, by), _count_values, threads):
+            counts.update(found)
+            if len(counts) > MAX_GROUPS:
+                raise InputError(
+                    f"scores {self.uri}: column {by!r} has more than {MAX_GROUPS} distinct values; that is an id, not a "
+                    "group: name another column with --by"
+                )
+        missing = counts.pop(None, 0)
+        if missing:
+            raise InputError(
+                f"scores {self.uri}: {missing} of {self.num_rows} values of {by!r} are null; give every row a group"
+            )
+        self.groups = sorted(counts)
+        self.num_codes = len(self.groups)
+        self.code_counts = np.array([counts[value] for value in self.groups], dtype=np.int64)
+        self._values = pa.array(self.groups, type=kind)
+
+
+class _Column:
+    """Give one column's arrays, piece by piece."""
+
+    def __init__(self, rows: ParquetRows, name: str) -> None:
+        self.rows, self.name = rows, name
+
+    def pieces(self) -> Sequence[Piece]:
+        return self.rows.pieces()
+
+    def read(self, piece: Piece) -> Iterator[pa.Array]:
+        for batch in self.rows._batches(piece, [self.name]):
+            yield _plain(batch.column(self.name))
+
+
+def _count_values(columns: Iterator[pa.Array]) -> Counter[Any]:
+    counts: Counter[Any] = Counter()
+    for column in columns:
+        for pair in pc.value_counts(column):
+            counts[pair["values"].as_py()] += pair["counts"].as_py()
+        if len(counts) > MAX_GROUPS + 1:
+            break
+    return counts
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _scores(column: pa.Array) -> npt.NDArray[Any]:
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
+    return np.asarray(column.to_numpy(zero_copy_only=False))

@@ -1,0 +1,166 @@
+"""Selection for people who bring their own scores: any Parquet file with an id and a numeric column, in; one file, out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import InputError, StageError
+from tasks.selection.spec import SelectionSpec
+
+if TYPE_CHECKING:
+    from tasks.selection.table import SelectionTable
+
+PARAMS = ("gamma",)
+
+# Rows a row group: what is in memory beside the selected ids.
+_GROUP_ROWS = 2**20
+
+
+def select_file(
+    scores: str,
+    *,
+    score: str,
+    keep: float,
+    out: str,
+    direction: str | None = None,
+    protocol: str = "exact",
+    alpha: float | None = None,
+    params: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    id_column: str | None = None,
+    by: str | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Write the selection of a Parquet file, folder or URI (local, file://, s3://) to `out` and return its summary.
+
+    `score` is a numeric column, `direction` (high or low) the end that is kept as signal. `params` are the protocol's
+    further settings: gamma (tempered). `by` makes the budget proportional to the groups of a column, by largest
+    remainder; the protocol is then carried out in each group. Scores of protocol random are checked, not used.
+
+    `out` is one Parquet file (schemas.SELECTION, ascending example_id), replaced atomically; on any error it is left
+    as it was. It may be neither `scores` nor inside it. Raises InputError for wrong settings or wrong data.
+    """
+    spec = _spec(score, direction, keep, protocol, alpha, dict(params or {}))
+    _check_out(scores, out)
+    from tasks.selection.calibrated import calibrated_selection
+    from tasks.selection.parquet_rows import ParquetRows
+
+    # More than 4 readers gain nothing: the rest of a pass is arithmetic under one lock.
+    workers = threads or min(4, os.cpu_count() or 1)
+    rows = ParquetRows(scores, id_column, score, by=by, threads=workers)
+    selection = calibrated_selection(rows, spec, seed, by=by, threads=workers)
+    _write(selection, out)
+    facts = dict(selection.facts)
+    counts = facts.pop("class_counts")
+    summary = {"scores": scores, "out": out, "column": score, "id_column": rows.id_column, **facts}
+    if by is not None and counts is not None:
+        summary["groups"] = [
+            {"value": value, "n": n, "signal": signal, "exploration": exploration, "kept": signal + exploration}
+            for value, n, signal, exploration in zip(
+                rows.groups, counts["full"], counts["signal"], counts["exploration"], strict=True
+            )
+        ]
+    summary["notes"] = _notes(facts)
+    return summary
+
+
+def _spec(
+    score: str, direction: str | None, keep: float, protocol: str, alpha: float | None, params: dict[str, Any]
+) -> SelectionSpec:
+    from pydantic import ValidationError
+
+    for name in params:
+        if name not in PARAMS:
+            from tasks.imports import nearest
+
+            raise InputError(f"protocol {protocol} has no parameter {name!r}; {nearest(name, list(PARAMS))}")
+    gamma = params.get("gamma")
+    if gamma is not None:
+        try:
+            gamma = float(gamma)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"parameter gamma is {gamma!r}; give a number in [0, 1]") from error
+    ranks = protocol != "random"
+    if direction not in (None, "high", "low"):
+        raise InputError(f"direction is {direction!r}; give high or low, the end of {score!r} that is kept")
+    try:
+        return SelectionSpec(
+            score=score if ranks else None,
+            direction=direction if ranks else None,
+            keep=keep,
+            protocol=protocol,
+            alpha=alpha,
+            gamma=gamma,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise InputError(f"{where} is {first['input']!r}: {first['msg']}") from error
+
+
+def _check_out(scores: str, out: str) -> None:
+    if scores.startswith("s3://") or out.startswith("s3://"):
+        if "://" in out and not out.startswith(("s3://", "file://")):
+            raise InputError(f"out {out!r}: its scheme is not known; give a local path, file:// or s3://")
+        source, target = scores.rstrip("/"), out.rstrip("/")
+        if out.endswith("/"):
+            raise InputError(f"out {out!r} is a folder; name the Parquet file to write")
+        if target == source or target.startswith(source + "/"):
+            raise InputError(f"out {out!r} is the scores or lies inside them; write the selection somewhere else")
+        if not out.startswith("s3://"):
+            _check_local(out)
+        return
+    if "://" in out and not out.startswith("file://"):
+        raise InputError(f"out {out!r}: its scheme is not known; give a local path, file:// or s3://")
+    target_path = _check_local(out)
+    source_path = Path(scores.removeprefix("file://")).resolve()
+    same = target_path.exists() and source_path.exists() and target_path.samefile(source_path)
+    if same or target_path == source_path or source_path in target_path.parents:
+        raise InputError(f"out {out!r} is the scores or lies inside them; write the selection somewhere else")
+
+
+def _check_local(out: str) -> Path:
+    path = Path(out.removeprefix("file://")).resolve()
+    if path.is_dir() or out.endswith("/"):
+        raise InputError(f"out {out!r} is a folder; name the Parquet file to write")
+    parent = next(folder for folder in path.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"out {out!r} cannot be written: {parent} is not a writable folder; name another place")
+    return path
+
+
+def _write(selection: SelectionTable, out: str) -> None:
+    import pyarrow.parquet as pq
+
+    from cluster.storage import replacing_uri
+
+    tables = selection.tables(_GROUP_ROWS)
+    # The first group is made, and so checked, before anything is opened.
+    first = next(tables)
+    try:
+        with replacing_uri(out) as path, pq.ParquetWriter(
+            path,
+            first.schema,
+            compression="zstd",
+            use_dictionary=["arm", "inclusion_prob", "weight"],
+            # Ascending ids: differences of neighbours take a fraction of the bytes and of the time.
+            column_encoding={"example_id": "DELTA_BINARY_PACKED"},
+        ) as writer:
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
+    except OSError as error:
+        raise StageError(f"out {out} could not be written ({error}); what was there is untouched. Mend it, run again"
+                         ) from error
+
+
+def _notes(facts: Mapping[str, Any]) -> list[str]:
+    if not facts["uncovered_groups"]:
+        return []
+    return [
+        f"{facts['uncovered_groups']} groups are too small for a share of the budget: nothing of them is kept, and the "
+        f"weights speak for the other {facts['covered']} of {facts['n']} examples only"
+    ]
