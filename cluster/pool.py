@@ -324,7 +324,8 @@ class _Map:
             self.looked = 0.0
             _log.info("%s: a worker died (%s); another takes its place", self.label, type(error).__name__)
         if index is None:
-            self.failed_starts += 1
+            # A node that is gone says nothing of the worker; `check_room` sees to it that this ends.
+            self.failed_starts += "node has died" not in str(error)
             if self.failed_starts > (self.retries + 1) * max(1, len(self.actors)):
                 raise StageError(
                     f"{self.label}: workers died {self.failed_starts} times in a row before their first item "

@@ -65,6 +65,12 @@ def _short_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="secateur-", dir=base if len(base) + 18 <= LONGEST_FOLDER else "/tmp"))
 
 
+def _note(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+    """Log the first line of what Ray would print, on standard output, about the cluster."""
+    for text in data["lines"]:
+        _log.info("%s", text.strip().partition("\n")[0][:300])
+
+
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
     """Give back the SIGTERM and SIGINT handlers that ray.init replaces."""
@@ -151,6 +157,7 @@ class RaySession:
         self.owns_connection = False
         self._folder: Path | None = None
         self._owns_scratch = False
+        self._printer: Any = None
         self._pools: list[RayPool] = []
 
     def __enter__(self) -> RaySession:
@@ -163,6 +170,9 @@ class RaySession:
                 self._owns_scratch = True
             if ray.is_initialized():
                 return self
+            # Standard output is the command's; Ray prints there that a node died, whatever it is told of logging.
+            self._printer = ray._private.worker.print_to_stdstream
+            ray._private.worker.print_to_stdstream = _note
             with _signals_kept():
                 if self.address == "local":
                     self._start()
@@ -260,6 +270,9 @@ class RaySession:
             with _signals_kept():
                 ray.shutdown()
             self.owns_connection = False
+        if self._printer is not None and ray is not None:
+            ray._private.worker.print_to_stdstream = self._printer
+            self._printer = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None

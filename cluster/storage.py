@@ -223,7 +223,7 @@ def replacing_uri(uri: str) -> Iterator[Path]:
         yield scratch
         with scratch.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(scratch, final)
+        scratch.replace(final)
     finally:
         scratch.unlink(missing_ok=True)
 

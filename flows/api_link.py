@@ -85,7 +85,8 @@ class ApiLink:
         if self.lost is None:
             self.lost = reason
             self.warn_once(
-                f"the Prefect API {self.url} is lost ({reason}); the run goes on without it, and its results are not affected"
+                f"the Prefect API {self.url} is lost ({reason}); the run goes on without it, "
+                "and its results are not affected"
             )
             self._drop_pending()
 
@@ -113,7 +114,7 @@ class ApiLink:
 
     @staticmethod
     def _drop_pending() -> None:
-        """Empty the queues of Prefect's senders, which would each hold up the exit. Best effort: each try is bounded."""
+        """Empty the queues of Prefect's senders, which would hold up the exit. Best effort: what stays is bounded."""
         if "prefect.events.worker" not in sys.modules:
             return
         from prefect.events.clients import NullEventsClient
@@ -123,7 +124,7 @@ class ApiLink:
         with contextlib.suppress(Exception):
             handlers.set_api_log_sink(lambda log: None)
             EventsWorker.set_client_override(NullEventsClient)
-            for service in list(EventsWorker._instances.values()):
+            for service in list(EventsWorker._instances.values()):  # type: ignore[misc]
                 with contextlib.suppress(Exception):
                     while True:
                         service._queue.get_nowait()

@@ -24,8 +24,12 @@ def _publish(call: Callable[[], Any]) -> Any:
     """Return `call()`, or None outside a flow run and where Prefect fails; the run's one warning tells of that."""
     if LINK.lost is not None or LINK.artifacts_off or not in_flow_run():
         return None
+    from prefect.settings import temporary_settings
+
     try:
-        return call()
+        # One that fails is not worth waiting for: no retries.
+        with temporary_settings({"PREFECT_CLIENT_MAX_RETRIES": 0}):
+            return call()
     except Exception as error:
         # Not a crash, so whatever Prefect raises, but also not silent: the link warns in both cases.
         if LINK.alive():

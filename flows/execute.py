@@ -47,14 +47,12 @@ def finished_results(plan: Plan, store: Store) -> dict[str, Any] | None:
 
 def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict[str, Any]:
     """Run the flow in this process, with a Prefect server of our own unless PREFECT_API_URL names one."""
-    from flows.prefect_settings import prepare
     from flows.server import prefect_api
     from flows.signals import Interrupted, interruptible
 
     again = f"secateur resume {plan.run_name} --store {shlex.quote(store.uri)}"
     with tempfile.TemporaryDirectory(prefix="secateur-prefect-") as folder:
         scratch = Path(folder)
-        prepare(scratch)
         try:
             with interruptible(), prefect_api(scratch):
                 from flows.pipeline import prune
@@ -66,7 +64,7 @@ def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict
                 return results
         except Interrupted as signal:
             print(f"secateur: interrupted; go on with: {again}", file=sys.stderr)
-            sys.exit(128 + signal.signum)
+            sys.exit(signal.exit_code)
         except InputError:
             raise
         except SecateurError as error:

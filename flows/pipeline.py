@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from cluster.errors import InputError
 from cluster.record import Seal
 from cluster.session import RaySession
 from cluster.storage import Store
-from flows.attempts import Attempt, recorded_stages
+from flows.artifacts import publish_table
+from flows.attempts import Attempt
 from flows.config import RunConfig, parse_config
 from flows.plan import Plan, StageState, find_states, make_plan
 from flows.progress import Progress, print_line
-from flows.runs import make_report, record_run, subset_units
-from flows.stage_task import publish_table, stage_task
+from flows.runs import make_report, record_run, recorded_stages, subset_units, versions
+from flows.stage_task import stage_task
 from tasks.merge import MergeInputs, merge_stage
 from tasks.proxy import ProxyInputs, proxy_stage
-from tasks.report.inputs import StageTiming
 from tasks.score import ScoreInputs, score_stage
 from tasks.selecting import SelectInputs, SelectionUnit, selection_stage
 from tasks.shard import shard_stage
@@ -61,7 +61,7 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
             index = shard(run.data, place, pool, plan.source_code, lambda meta: check_models(run, meta))
         warn_of_limit(index)
         record_run(plan, place)
-        with Attempt(place, plan.run_name) as attempt:
+        with Attempt(place, plan.run_name, versions()) as attempt:
             clock.attempt = attempt
 
             with clock.stage("proxy"):
@@ -96,20 +96,19 @@ class Clock:
     attempt: Attempt | None = None
 
     def __post_init__(self) -> None:
-        self.early: list[StageTiming] = []
+        self.waiting: list[tuple[str, float, int, int]] = []
 
     def stage(self, name: str) -> Watch:
         """Return a context manager around one stage."""
         return Watch(self, name)
 
-    def record(self, timing: StageTiming) -> None:
-        """Keep a timing; those before the run was recorded are handed over with the next."""
-        self.early.append(timing)
-        if self.attempt is None:
-            return
-        for early in self.early:
-            self.attempt.record_stage(early.name, early.seconds, early.computed, early.items)
-        self.early.clear()
+    def record(self, name: str, seconds: float, computed: int, items: int) -> None:
+        """Record a stage's time; those before there was an attempt wait for it."""
+        self.waiting.append((name, seconds, computed, items))
+        if self.attempt is not None:
+            for timing in self.waiting:
+                self.attempt.record_stage(*timing)
+            self.waiting.clear()
 
 
 class Watch:
@@ -119,24 +118,19 @@ class Watch:
         self.clock, self.name = clock, name
 
     def __enter__(self) -> None:
-        import time
-
         self.start = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        import time
-
         if kind is not None:
             return
         seconds = time.monotonic() - self.start
         state = self.clock.states.get(self.name)
-        computed = state is None or state.left > 0
-        items = state.total if state else 1
+        total, there = (state.total, state.sealed) if state else (1, 0)
         self.clock.progress.finish(self.name)
-        if state is not None:
-            words = f"{state.left} computed" + (f", {state.sealed} there already" if state.sealed else "")
+        if state is not None or self.name == "report":
+            words = f"{total - there} computed" + (f", {there} there already" if there else "")
             print_line(f"{self.name:<8}{words}  {seconds:.1f} s")
-        self.clock.record(StageTiming(self.name, seconds, computed, items))
+        self.clock.record(self.name, seconds, total - there, total)
 
 
 def proxy_inputs(plan: Plan, index: Seal) -> ProxyInputs:
@@ -221,7 +215,5 @@ def publish_results(plan: Plan, results: dict[str, Any]) -> None:
         }
         for arm in results["arms"]
     ]
-    publish_table(f"results-{plan.run_name.lower().replace('_', '-')}", rows, f"Results of {plan.run_name}")
+    publish_table(f"results-{plan.run_name}", rows, f"Results of {plan.run_name}")
 
-
-Stage = Callable[..., Any]

@@ -1,4 +1,4 @@
-"""What Prefect is told, before it is imported: where its API is, how long to wait for it, and to keep off the terminal."""
+"""What Prefect is told before it is imported: where its API is, how long to wait for it, and to leave the terminal."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from flows.artifacts import ProgressArtifacts
+
 CONSOLE = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -24,6 +26,7 @@ class Progress:
     def __init__(self) -> None:
         self.bars: Any = None
         self.tasks: dict[str, Any] = {}
+        self.artifacts = ProgressArtifacts()
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
@@ -41,9 +44,7 @@ class Progress:
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Show that `done` of `total` items of a stage are done, here and (throttled) in Prefect."""
-        from flows.stage_task import publish_progress
-
-        publish_progress(stage, done, total)
+        self.artifacts(stage, done, total)
         if self.bars is None:
             return
         if stage not in self.tasks:

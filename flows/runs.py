@@ -11,6 +11,7 @@ from cluster.errors import CorruptError, InputError
 from cluster.fingerprint import canonical_json
 from cluster.record import Seal, Unit
 from cluster.storage import Store
+from flows.attempts import stage_timings
 from flows.config import RunConfig, parse_config
 from flows.plan import FULL, Plan, sealed
 from tasks.imports import nearest
@@ -104,3 +105,14 @@ def make_report(plan: Plan, store: Store, stages: Sequence[StageTiming]) -> dict
 def subset_units(plan: Plan, selections: dict[str, Seal]) -> list[tuple[str, Seal]]:
     """Return (subset key, selection seal) for each selection, each once."""
     return [(plan.subset(key), seal) for key, seal in selections.items()]
+
+
+def recorded_stages(store: Store, run: str) -> list[StageTiming]:
+    """Return, for each stage, the time of the last attempt that computed of it, or of the last that found it sealed."""
+    best: dict[str, StageTiming] = {}
+    for timing in stage_timings(store, run):
+        found = StageTiming(timing.name, timing.seconds, timing.computed > 0, timing.items)
+        known = best.get(timing.name)
+        if known is None or found.computed or not known.computed:
+            best[timing.name] = found
+    return list(best.values())

@@ -153,7 +153,7 @@ class OwnServer:
             ):
                 source.backup(copy)
                 copy.execute("PRAGMA journal_mode=DELETE")
-            os.replace(scratch, kept)
+            scratch.replace(kept)
         except (OSError, sqlite3.Error):
             with contextlib.suppress(OSError):
                 scratch.unlink(missing_ok=True)

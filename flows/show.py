@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from cluster.errors import InputError
 from cluster.storage import Store
-from flows.attempts import attempt_states, recorded_stages
+from flows.attempts import attempt_states
 from flows.cli import parse_params, print_json
 from flows.config import RunConfig
 from flows.plan import find_states, make_plan
-from flows.runs import list_runs, load_run, make_report
+from flows.runs import list_runs, load_run, make_report, recorded_stages
 from tasks.report.publish import read_results, report_name
 
 STAGES = ("data", "code", "shard", "proxy", "scorer", "score", "merge", "select", "train")
@@ -58,7 +59,7 @@ def latest_keys(store: Store, name: str) -> dict[str, Any] | None:
         if run.rpartition("-")[0] != name:
             continue
         attempts = attempt_states(store, run)
-        started = max((str(attempt["started"]) for attempt in attempts), default="")
+        started = max((attempt.started for attempt in attempts), default="")
         record = json.loads(store.read(f"runs/{run}/run.json"))
         if best is None or started > best[0]:
             best = started, record["keys"]
@@ -72,7 +73,7 @@ def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
         rows = []
         for name in list_runs(store):
             attempts = attempt_states(store, name)
-            state = attempts[-1]["state"] if attempts else "recorded"
+            state = attempts[-1].state if attempts else "recorded"
             rows.append({"run": name, "state": state, "attempts": len(attempts)})
         if as_json:
             print_json(rows)
@@ -87,11 +88,11 @@ def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
     states = find_states(make_plan(config), store)
     if as_json:
         stages = [{"stage": state.stage, "total": state.total, "sealed": state.sealed} for state in states]
-        print_json({"run": name, "attempts": attempts, "stages": stages})
+        print_json({"run": name, "attempts": [asdict(attempt) for attempt in attempts], "stages": stages})
         return
     print(f"run {name} in {store.uri}")
     for attempt in attempts:
-        print(f"  attempt {attempt['started']}  {attempt['state']}")
+        print(f"  attempt {attempt.started}  {attempt.state}")
     for state in states:
         print(f"  {state.stage:<8}{state.sealed} of {state.total} sealed")
 

@@ -125,8 +125,9 @@ def exit_at_once(code: int) -> None:
 def interruptible(grace_s: float = GRACE_S) -> Iterator[SignalGuard]:
     """Guard the block against SIGINT and SIGTERM.
 
-    The first one raises Interrupted in the main thread, so that `with` and `finally` clean up; a second one, or clean-up
-    that takes longer than `grace_s`, exits at once with 128 + the signal's number. The old handlers come back at the end.
+    The first one raises Interrupted in the main thread, so that `with` and `finally` clean up; a second one, or
+    clean-up that takes longer than `grace_s`, exits at once with 128 + the signal's number. The old handlers come back
+    at the end.
     """
     global _guard
     outer, guard = _guard, SignalGuard(grace_s)

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 from cluster.errors import CorruptError, InputError, StageError
 from flows.api_link import LINK
@@ -73,7 +73,7 @@ def stage_task(
     timeout_s: float | None = None,
     tags: Iterable[str] = (),
 ) -> Callable[P, R]:
-    """Return `function` with the same signature, to be run as one Prefect task run called `name`, in the caller's thread.
+    """Return `function` with the same signature, run as one Prefect task run called `name`, in the caller's thread.
 
     `run_name`, or what it returns for the call's arguments, names the run. The function is called again up to `retries`
     times, `retry_delay_s` apart, where `retryable`; its last exception comes out as it is. A call that runs longer than
@@ -95,7 +95,15 @@ def stage_task(
         body = _Body(call)
         if in_flow_run() and LINK.alive():
             label = run_name(*args, **kwargs) if callable(run_name) else run_name
-            task = _make_task(body, name, label, retries, retry_delay_s, timeout_s, tags)
+            task = _make_task(
+                body,
+                name=name,
+                label=label,
+                retries=retries,
+                retry_delay_s=retry_delay_s,
+                timeout_s=timeout_s,
+                tags=tags,
+            )
             try:
                 return task()
             except Exception as error:
@@ -103,7 +111,7 @@ def stage_task(
                     LINK.lose(_short(error))
                     return body.results[0]
                 if _is_timeout(error) or error is body.error:
-                    return _raise_own(error, name, timeout_s)
+                    _raise_own(error, name, timeout_s)
                 if not _prefect_failed(error):
                     raise
                 LINK.lose(_short(error))
@@ -116,6 +124,7 @@ def stage_task(
 
 def _make_task(
     body: _Body[R],
+    *,
     name: str,
     label: str | None,
     retries: int,
@@ -133,8 +142,7 @@ def _make_task(
         return body.error is None or _is_cancelled(body.error) or retryable(body.error)
 
     # The arguments stay in the closure: Prefect would search them for futures, and send them to its API.
-    return task(
-        call_body,
+    decorate = task(
         name=name,
         task_run_name=(lambda: label) if label else None,
         retries=retries,
@@ -146,6 +154,7 @@ def _make_task(
         persist_result=False,
         log_prints=False,
     )
+    return decorate(call_body)
 
 
 def _call_plainly(body: _Body[R], name: str, retries: int, retry_delay_s: float, timeout_s: float | None) -> R:
@@ -153,7 +162,7 @@ def _call_plainly(body: _Body[R], name: str, retries: int, retry_delay_s: float,
     while True:
         if body.error is not None:
             if body.calls > retries or not (retryable(body.error) or _is_timeout(body.error)):
-                return _raise_own(body.error, name, timeout_s)
+                _raise_own(body.error, name, timeout_s)
             time.sleep(retry_delay_s)
         try:
             if timeout_s is None:
@@ -184,7 +193,7 @@ def _is_timeout(error: BaseException) -> bool:
     return isinstance(error, TaskRunTimeoutError)
 
 
-def _raise_own(error: BaseException, name: str, timeout_s: float | None) -> Any:
+def _raise_own(error: BaseException, name: str, timeout_s: float | None) -> NoReturn:
     if _is_timeout(error):
         raise StageError(
             f"stage {name} ran longer than its timeout of {timeout_s:g} s; what it committed is kept. "

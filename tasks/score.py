@@ -106,13 +106,27 @@ def score_columns(spec: ScoreSpec, proxies: int) -> dict[str, str | None]:
     return out
 
 
-def scorer_key(spec: ScoreSpec, proxy: ProxySpec, proxy_keys: list[str], code: str, seed: int) -> str:
-    """Return the key of a scorer: everything a score depends on but the example.
+def scorer_key(
+    spec: ScoreSpec,
+    proxy: ProxySpec,
+    proxy_keys: list[str],
+    *,
+    code: str,
+    seed: int,
+    data: DataSpec,
+    index_key: str,
+) -> str:
+    """Return the key of a scorer: everything the rows and scores of a shard depend on but the shard.
 
-    `code` is the digest of user code, `seed` the run's root seed, which only the score `random` reads.
+    `code` is the digest of user code, `seed` the run's root seed, which only the score `random` reads. Which rows of a
+    shard are train rows is a matter of the data specification, so its identity is part; the index as a whole is part
+    only where `data.limit` makes a shard's train rows depend on the other shards.
     """
     definitions = {use.name: score_info(use.name).version for use in spec.scores}
-    identity: dict[str, Any] = {**spec.identity(), "definitions": definitions}
+    rows = {name: value for name, value in data.identity().items() if name != "shard_rows"}
+    if data.limit is not None:
+        rows["index"] = index_key
+    identity: dict[str, Any] = {**spec.identity(), "definitions": definitions, "rows": rows}
     digests: dict[str, Any] = {}
     if any(use.name == "random" for use in spec.scores):
         identity["seed"] = seed

@@ -16,10 +16,9 @@ from cluster.errors import CorruptError, InputError, StageError
 from cluster.record import Part, Seal, Unit
 from cluster.storage import Store
 from tasks.arithmetic import arithmetic, autocast, device_of
-from tasks.checkpoints import load_sealed
 from tasks.dataset import Dataset
 from tasks.models.build import build_model
-from tasks.proxy import checkpoint_part
+from tasks.proxy import checkpoint_part, load_checkpoint
 from tasks.recipe import Pipeline
 from tasks.schemas import TRAIN, scores_schema
 from tasks.score import (
@@ -52,8 +51,12 @@ I64 = npt.NDArray[np.int64]
 
 def score_unit(spec: ScoreSpec, inputs: ScoreInputs, store: Store) -> tuple[Unit, str]:
     """Return the unit of a score stage and its scorer key, which its parts carry."""
-    scorer = scorer_key(spec, inputs.proxy, [seal.key for seal in inputs.proxies], inputs.code, inputs.seed)
-    key, index = score_key(scorer, inputs.index.key), inputs.index.key
+    index = inputs.index.key
+    scorer = scorer_key(
+        spec, inputs.proxy, [seal.key for seal in inputs.proxies], code=inputs.code, seed=inputs.seed, data=inputs.data,
+        index_key=index,
+    )  # fmt: skip
+    key = score_key(scorer, index)
     return Unit(store, "score", key, seal_name=f"seal-{index[:12]}.json", folder_key=scorer), scorer
 
 
@@ -188,7 +191,7 @@ class ScoreWorker:
     def _model(self, store: Store, seal: Seal, at: float) -> torch.nn.Module:
         _checkpoint(seal, at)
         model = build_model(self.inputs.proxy.model, self.dataset.shape, self.dataset.num_classes, seed=0)
-        model.load_state_dict(load_sealed(store, seal, at)["model"])
+        model.load_state_dict(load_checkpoint(store, seal, at)["model"])
         return model.to(self.device).eval()
 
     def load(self, shard: Shard) -> Examples | I64:

@@ -1,4 +1,4 @@
-"""Selection for people who bring their own scores: any Parquet file with an id and a numeric column, in; one file, out."""
+"""Selection for people who bring their own scores: Parquet with an id and a numeric column in, one file out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def select_file(
     `out` is one Parquet file (schemas.SELECTION, ascending example_id), replaced atomically; on any error it is left
     as it was. It may be neither `scores` nor inside it. Raises InputError for wrong settings or wrong data.
     """
-    spec = _spec(score, direction, keep, protocol, alpha, dict(params or {}))
+    spec = _spec(score, direction, keep, protocol, alpha, params=dict(params or {}))
     _check_out(scores, out)
     from tasks.selection.calibrated import calibrated_selection
     from tasks.selection.parquet_rows import ParquetRows
@@ -68,7 +68,7 @@ def select_file(
 
 
 def _spec(
-    score: str, direction: str | None, keep: float, protocol: str, alpha: float | None, params: dict[str, Any]
+    score: str, direction: str | None, keep: float, protocol: str, alpha: float | None, *, params: dict[str, Any]
 ) -> SelectionSpec:
     from pydantic import ValidationError
 

@@ -29,6 +29,7 @@ class RayCluster:
 
         prepare_local()
         import ray
+        import ray._private.worker
         from ray.cluster_utils import Cluster
 
         options: dict[str, Any] = {"object_store_memory": NODE_BYTES, "include_dashboard": False}
@@ -37,6 +38,7 @@ class RayCluster:
         for _ in range(2):
             self.cluster.add_node(**self.options)
         self.address = str(self.cluster.address)
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
         ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", namespace="tests")
 
     def restore(self) -> None:

@@ -45,13 +45,11 @@ def score_batch(
     if labelled and targets is None:
         raise InputError(f"score {labelled[0]!r} reads the label; targets is None. Pass labels (B,), or leave it out")
     _check_batch_norms(model)
-    if inputs.is_inference():
-        inputs = inputs.clone()
-    inputs = inputs.detach()
     gradients = "grand" in names
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))
+        inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
         stack.enter_context(scoring(model, inputs.device))
         if gradients and inputs.device.type == "cuda" and any(isinstance(m, torch.nn.RNNBase) for m in model.modules()):
             # cuDNN has no backward pass of a recurrent layer in eval mode.

@@ -278,13 +278,13 @@ class _Drawing:
         """Leave the k_E candidates of smallest hash in each group."""
         wanted = [budget.exploration for budget in self.budgets]
         ids = candidates.ids()
-        code = candidates.codes() if candidates.has_codes else None
-        sizes = [len(ids)] if self.by is None or code is None else np.bincount(code, minlength=len(wanted)).tolist()
+        code = candidates.codes() if self.by is not None else None
+        sizes = [len(ids)] if code is None else np.bincount(code, minlength=len(wanted)).tolist()
 
         def slices() -> Iterator[tuple[int, KeyedRows]]:
             for start in range(0, len(ids), 2**17):
                 part = ids[start : start + 2**17]
-                group = None if self.by is None or code is None else code[start : start + 2**17]
+                group = None if code is None else code[start : start + 2**17]
                 yield start, KeyedRows(self._explore(part), part, group)
 
         # The hash is a bijection of the id; the id itself, its sign bit flipped, is the tie of last resort.
@@ -300,7 +300,7 @@ class _Drawing:
             left.append(np.flatnonzero(inside) + start)
         if left:
             at = np.concatenate(left)
-            group = None if self.by is None or code is None else code[at]
+            group = None if code is None else code[at]
             keep[at[bounds.settle(KeyedRows(self._explore(ids[at]), ids[at], group), last)]] = True
         candidates.compress(keep)
 

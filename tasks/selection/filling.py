@@ -18,11 +18,6 @@ class Filling:
         self._ids: I64 = np.empty(capacity, dtype=np.int64)
         self._codes: I32 | None = None
 
-    @property
-    def has_codes(self) -> bool:
-        """Return whether codes came with the ids."""
-        return self._codes is not None
-
     def extend(self, ids: list[I64], codes: list[I32]) -> None:
         """Take up arrays of ids, with an array of codes for each, or none at all."""
         more = sum(map(len, ids))

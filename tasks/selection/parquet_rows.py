@@ -149,7 +149,7 @@ class ParquetRows:
         kinds = {str(_value_type(metadata.schema.to_arrow_schema().field(by).type)) for metadata in self._metadata}
         kind = _value_type(self._metadata[0].schema.to_arrow_schema().field(by).type)
         if len(kinds) > 1:
-            raise InputError(f"scores {self.uri}: column {by!r} is {' in one file and '.join(sorted(kinds))} in another")
+            raise InputError(f"scores {self.uri}: column {by!r} differs between files: {', '.join(sorted(kinds))}")
         if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
                 or pa.types.is_boolean(kind)):
             raise InputError(f"scores {self.uri}: column {by!r} is {kind}; groups are integers, text or booleans")
@@ -158,8 +158,8 @@ class ParquetRows:
             counts.update(found)
             if len(counts) > MAX_GROUPS:
                 raise InputError(
-                    f"scores {self.uri}: column {by!r} has more than {MAX_GROUPS} distinct values; that is an id, not a "
-                    "group: name another column with --by"
+                    f"scores {self.uri}: column {by!r} has more than {MAX_GROUPS} distinct values; that is an id, not "
+                    "a group: name another column with --by"
                 )
         missing = counts.pop(None, 0)
         if missing:

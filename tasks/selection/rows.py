@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 I32 = npt.NDArray[np.int32]
 Result = TypeVar("Result")
+Read_co = TypeVar("Read_co", covariant=True)
 
 # Arrays of 2^17 rows stay in a core's cache between the steps of a pass.
 BATCH_ROWS = 2**17
@@ -58,7 +59,15 @@ class RowSource(Protocol):
     def read(self, piece: Any) -> Iterator[Batch]: ...
 
 
-def over_pieces(source: RowSource, work: Callable[[Iterator[Batch]], Result], threads: int) -> Iterator[Result]:
+class Pieces(Protocol[Read_co]):
+    """Be read piece by piece: the part of a RowSource that one pass needs."""
+
+    def pieces(self) -> Sequence[Any]: ...
+
+    def read(self, piece: Any) -> Iterator[Read_co]: ...
+
+
+def over_pieces(source: Pieces[Read_co], work: Callable[[Iterator[Read_co]], Result], threads: int) -> Iterator[Result]:
     """Yield work(batches of a piece) for every piece, in order, at most `threads` at once and as many waiting."""
     pieces = source.pieces()
     if threads <= 1 or len(pieces) <= 1:
@@ -138,7 +147,7 @@ class ArrayRows:
 
 @dataclass
 class _PartRows:
-    """Read sealed parts, verified against their seal the first time each is read in this process."""
+    """Read_co sealed parts, verified against their seal the first time each is read in this process."""
 
     store: Store
     parts: tuple[Part, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -89,7 +90,7 @@ def last_layer_norms(
 
 def forgetting(history: list[bool]) -> tuple[int, bool, float]:
     """Return (events, never learned, ranking value) of one example's correctness at its presentations."""
-    events = sum(1 for before, after in zip(history, history[1:]) if before and not after)
+    events = sum(1 for before, after in itertools.pairwise(history) if before and not after)
     never = not any(history)
     return events, never, float(len(history) + 1 if never else events)
 

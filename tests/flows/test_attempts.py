@@ -1,0 +1,152 @@
+"""Attempts: what a reader learns of one that ended well, badly, by a signal, by SIGKILL, or that still runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import InputError, StoreError
+from cluster.storage import Store
+from flows.attempts import Attempt, StageTiming, attempt_states, stage_timings
+from flows.signals import Interrupted
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def test_running_then_done(store: Store) -> None:
+    with Attempt(store, "quick-1", {"secateur": "0.1.0"}) as attempt:
+        (state,) = attempt_states(store, "quick-1")
+        assert (state.name, state.state, state.ended, state.pid) == (attempt.name, "running", None, os.getpid())
+        assert state.versions == {"secateur": "0.1.0"}
+        assert state.heartbeat is not None
+    (state,) = attempt_states(store, "quick-1")
+    assert state.state == "done"
+    assert state.ended is not None
+    assert state.started <= state.ended
+    assert attempt_states(store, "another") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (InputError("label column is missing"), "failed"),
+        (SystemExit(1), "failed"),
+        (SystemExit(0), "done"),
+        (Interrupted(signal.SIGTERM), "interrupted"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_final_states(store: Store, error: BaseException, expected: str) -> None:
+    with pytest.raises(type(error)), Attempt(store, "run"):
+        raise error
+    (state,) = attempt_states(store, "run")
+    assert state.state == expected
+    assert (state.error is None) == (expected == "done")
+    if isinstance(error, InputError):
+        assert state.error == "InputError: label column is missing"
+
+
+def test_secrets_of_the_environment_stay_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    with pytest.raises(StoreError), Attempt(store, "run"):
+        raise StoreError("signing with wJalrXUtnFEMI failed")
+    (state,) = attempt_states(store, "run")
+    assert state.error == "StoreError: signing with <AWS_SECRET_ACCESS_KEY> failed"
+    for name in store.list("runs"):
+        assert b"wJalrXUtnFEMI" not in store.read(name)
+
+
+def test_stage_times_are_kept_for_every_attempt(store: Store) -> None:
+    with pytest.raises(StoreError), Attempt(store, "run") as first:
+        first.record_stage("shard", 1.23456, 4, 4)
+        raise StoreError("gone")
+    with Attempt(store, "run") as second:
+        second.record_stage("shard", 0.01, 0, 4)
+        second.record_stage("score", 12.5, 3, 4)
+        assert len(second.stages) == 2
+    states = {state.name: state for state in attempt_states(store, "run")}
+    assert states[first.name].stages == (StageTiming("shard", 1.235, 4, 4),)
+    assert [stage.name for stage in states[second.name].stages] == ["shard", "score"]
+    assert sorted(stage.seconds for stage in stage_timings(store, "run")) == [0.01, 1.235, 12.5]
+
+
+def test_heartbeat_is_renewed(store: Store) -> None:
+    beats = threading.Semaphore(0)
+    replace = store.replace
+
+    def counted(name: str, data: bytes) -> None:
+        replace(name, data)
+        beats.release()
+
+    store.replace = counted  # type: ignore[method-assign]
+    with Attempt(store, "run", heartbeat_s=0.01):
+        for _ in range(3):
+            assert beats.acquire(timeout=10)
+    (state,) = attempt_states(store, "run")
+    assert state.heartbeat is not None
+    assert state.heartbeat >= state.started
+
+
+def test_old_heartbeat_means_lost(store: Store) -> None:
+    with Attempt(store, "run"):
+        now = datetime.now(UTC)
+        assert attempt_states(store, "run", now + timedelta(seconds=100))[0].state == "running"
+        assert attempt_states(store, "run", now + timedelta(seconds=130))[0].state == "lost"
+
+
+def test_killed_process_is_lost_at_once(store: Store, start_script: Any) -> None:
+    process: subprocess.Popen[str] = start_script(
+        """
+        import signal, sys
+        from cluster.storage import Store
+        from flows.attempts import Attempt
+        with Attempt(Store(sys.argv[1]), "run"):
+            print("ready", flush=True)
+            signal.pause()
+        """,
+        store.uri,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert [state.state for state in attempt_states(store, "run")] == ["running"]
+    process.kill()
+    process.wait()
+    assert [state.state for state in attempt_states(store, "run")] == ["lost"]
+
+
+def test_process_of_another_machine_is_judged_by_its_heartbeat(store: Store) -> None:
+    with Attempt(store, "run") as attempt:
+        name = f"runs/run/attempts/{attempt.name}.json"
+        text = store.read(name).replace(f'"pid":{os.getpid()}'.encode(), b'"pid":999999999')
+        store.replace(name, text)
+        assert attempt_states(store, "run")[0].state == "lost"
+        store.replace(name, text.replace(b'"process_space":"', b'"process_space":"other'))
+        assert attempt_states(store, "run")[0].state == "running"
+
+
+def test_end_that_cannot_be_written_warns_and_changes_nothing(store: Store) -> None:
+    warnings: list[str] = []
+
+    def refuse(name: str, data: bytes) -> bool:
+        raise StoreError("no space left")
+
+    with pytest.raises(InputError, match="wrong"), Attempt(store, "run", warn=warnings.append):
+        store.create = refuse  # type: ignore[method-assign]
+        raise InputError("wrong")
+    assert len(warnings) == 1
+    assert "no space left" in warnings[0]
+
+
+def test_start_is_create_only(store: Store) -> None:
+    with Attempt(store, "run") as attempt:
+        assert not store.create(f"runs/run/attempts/{attempt.name}.json", b"{}")

@@ -1,0 +1,202 @@
+"""index.html and the terminal: self-contained, escaped, whole, and honest at every size."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cluster.storage import Store
+from tasks.report import charts
+from tasks.report.inputs import ArmResult, PageInputs, StageTiming
+from tasks.report.page import render_page
+from tasks.report.results import build_results
+from tasks.report.sections import balance_rows, quantile_points
+from tasks.report.svg import fitted, tick_labels, ticks
+from tasks.report.terminal import print_results
+from tests.tasks import report_case as case
+
+EVIL = "<script>alert(1)</script>\"'&[red]"
+VOID = {"meta", "br", "img", "link"}
+
+
+class Reader(HTMLParser):
+    """Check that tags nest, and keep what was read."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[ArmResult]]:
+    store = Store(str(tmp_path_factory.mktemp("store")))
+    arms = case.sweep(store, long_names=True)
+    return build_results("mnist-abc", case.index_seal(limit=60000), arms, 0.5, store), arms
+
+
+def evil_page(tmp_path: Path) -> tuple[str, dict[str, Any]]:
+    store = Store(str(tmp_path))
+    arms = [
+        case.arm(store, "random", "random", 0.1, [90, 90.4, 89.8, 90.1, 90.2]),
+        case.arm(store, EVIL, "exact", 0.1, [91, 91.2, 90.8, 91.3, 91.1], alpha=0.5, score="el2n"),
+    ]
+    index = case.index_seal()
+    names = [EVIL, *index.meta["class_names"][1:]]
+    index = type(index)(index.stage, index.key, index.parts, {**index.meta, "class_names": names})
+    results = build_results(EVIL, index, arms, 0.5, store)
+    shown = case.page_inputs(arms)
+    page = PageInputs(
+        arms, shown.merge, [StageTiming(EVIL, 1.0, True, 1)], {EVIL: EVIL, "end": "</pre><img src=x>"}, {EVIL: EVIL}
+    )
+    return render_page(results, page), results
+
+
+def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
+    html, _ = evil_page(tmp_path)
+    reader = read(html)
+    assert not {"script", "img", "iframe", "link", "object"} & {tag for tag, _ in reader.tags}
+    assert "<script" not in html
+    text = "".join(reader.words)
+    assert text.count("<script>alert(1)</script>") >= 6
+
+
+def test_page_needs_no_network_and_no_script(big: tuple[dict[str, Any], list[ArmResult]]) -> None:
+    results, arms = big
+    html = render_page(results, case.page_inputs(arms))
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|@font-face", html)
+    for tag, attributes in read(html).tags:
+        assert tag not in ("script", "link", "img", "iframe")
+        assert not {"src", "href", "xlink:href", "srcset", "data", "action"} & set(attributes)
+        assert not any(name.startswith("on") for name in attributes)
+
+
+def test_page_shows_what_was_asked(big: tuple[dict[str, Any], list[ArmResult]]) -> None:
+    results, arms = big
+    html = render_page(results, case.page_inputs(arms))
+    text = " ".join(" ".join(read(html).words).split())
+    assert results["headline"] in text
+    assert "data.limit = 60,000" in text
+    for entry in results["keeps"]:
+        assert entry["sentence"] in text
+    for words in ("last step", "design effect", "effective sample size", "signal", "exploration", "proxy", "torch",
+                  "undecided", "equivalent", "84 s"):  # fmt: skip
+        assert words in text
+    # Accuracy and forest a keep, one histogram, a balance for each of 15 arms, weights a keep, time.
+    assert html.count("<svg") == 3 * 2 + 1 + 15 + 3 + 1
+    assert html == render_page(results, case.page_inputs(arms))
+
+
+def test_page_of_results_alone_and_of_one_replicate(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    arms = [
+        case.arm(store, "random", "random", 0.1, [90]),
+        case.arm(store, "top", "topk", 0.1, [91], score="el2n"),
+    ]
+    results = build_results("r", case.index_seal(), arms, 0.0, store)
+    text = " ".join(read(render_page(results)).words)
+    assert "No verdict yet" in text and "no interval" in text
+    assert not re.search(r"\bnan\b", text.lower())
+
+
+def test_drawings_stay_inside_their_box(big: tuple[dict[str, Any], list[ArmResult]]) -> None:
+    results, arms = big
+    html = render_page(results, case.page_inputs(arms))
+    for found in re.finditer(r'<svg viewBox="0 0 ([\d.]+) ([\d.]+)".*?</svg>', html, re.S):
+        width, height = float(found[1]), float(found[2])
+        for name, limit in (("x", width), ("x1", width), ("x2", width), ("cx", width), ("y", height), ("cy", height)):
+            for value in re.findall(rf' {name}="([-\d.]+)"', found[0]):
+                assert -0.01 <= float(value) <= limit + 0.01, (name, value, found[0][:200])
+        for x, w in re.findall(r'<rect x="([-\d.]+)" y="[-\d.]+" width="([-\d.]+)"', found[0]):
+            assert float(x) + float(w) <= width + 0.01
+
+
+def test_many_classes_are_cut_to_the_extremes_and_said(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    arm = case.arm(store, "top", "topk", 0.1, [90], score="el2n")
+    picks = [case.select_seal("top", 0, "topk", 0.1, None, classes=100)]
+    arm = ArmResult(arm.name, arm.score, arm.protocol, arm.keep, None, None, picks, arm.trains)
+    rows, left_out = balance_rows(arm, [f"c{k}" for k in range(100)])
+    assert [row[0] for row in rows] == [f"c{k}" for k in (*range(10), *range(90, 100))]
+    assert left_out.startswith("20 of 100 classes")
+
+
+def test_histograms_of_nothing_of_one_value_and_of_steep_counts() -> None:
+    for counts in ([0] * 64, [5] + [0] * 63, [10**6, *[3] * 63]):
+        drawn = charts.histogram_chart(0.0, 0.0 if counts[1] == 0 else 1.0, counts, [(0.5, "1", "a")], "el2n")
+        read(drawn)
+        assert "nan" not in drawn
+        assert ("log scale" in drawn) == (counts[1] == 3)
+
+
+def test_weight_quantiles_in_either_form() -> None:
+    assert quantile_points({"0.5": 1, "0": 0.5, "1": 2}) == [(0.0, 0.5), (0.5, 1.0), (1.0, 2.0)]
+    assert quantile_points({"max": 2, "min": 0.5, "median": 1}) == [(0.0, 0.5), (0.5, 1.0), (1.0, 2.0)]
+    assert quantile_points([0.5, 1, 2]) == [(0.0, 0.5), (0.5, 1.0), (1.0, 2.0)]
+    assert quantile_points(None) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 10, [0, 2, 4, 6, 8, 10]), (-0.33, 1.7, [0, 0.5, 1, 1.5]), (94.03, 94.09, [94.04, 94.06, 94.08]), (3, 3, [3])],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    found = ticks(low, high)
+    assert found == pytest.approx(expected)
+    labels = tick_labels(found)
+    assert len(set(labels)) == len(labels)
+
+
+def test_long_names_lose_their_middle() -> None:
+    assert fitted("short", 100) == "short"
+    cut = fitted("a" * 50 + "b" * 50, 200)
+    assert cut.startswith("aaa") and cut.endswith("bbb") and "…" in cut and len(cut) < 40
+
+
+@pytest.mark.parametrize("width", [80, 110, 160])
+def test_terminal_shows_every_arm_uncut(big: tuple[dict[str, Any], list[ArmResult]], width: int) -> None:
+    results, _ = big
+    console = Console(file=StringIO(), width=width, color_system=None)
+    print_results(results, console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(len(line) for line in said.splitlines()) <= width
+    assert "…" not in said
+    for row in results["comparisons"]:
+        assert f"{row['mean_difference']:+.2f}" in said
+        assert row["verdict"] in said
+    for words in ("keep 1 %", "keep 10 %", "data.limit = 60,000", "last step"):
+        assert words in " ".join(said.split())
+
+
+def test_terminal_takes_names_as_text_not_as_markup(tmp_path: Path) -> None:
+    _, results = evil_page(tmp_path)
+    console = Console(file=StringIO(), width=160, color_system=None)
+    print_results(results, console)
+    assert "[red]" in console.file.getvalue()  # type: ignore[attr-defined]
