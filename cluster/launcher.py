@@ -91,7 +91,7 @@ class Conductor:
         try:
             trainer.fit()
         except WorkerGroupError as error:
-            return {rank: _bare(failure) for rank, failure in error.worker_failures.items()}
+            return {rank: _bare(failure) for rank, failure in sorted(error.worker_failures.items())}
         return {}
 
 
@@ -107,12 +107,25 @@ def _bare(error: Exception) -> Exception:
         error = inner
 
 
-def is_own_error(error: Exception) -> bool:
-    """Return whether the loop itself failed, so that the same would happen again.
+def own_error(failures: Mapping[int, Exception]) -> Exception | None:
+    """Return the loop's own error among those of the ranks, which would come again; None where a death explains them.
 
-    Deaths come as Ray's errors; a rank that lost its peer raises a RuntimeError (gloo, NCCL) or an OSError.
+    Deaths come as Ray's errors. A rank that lost its peer raises a RuntimeError (gloo, NCCL) or an OSError: neither can
+    be told from the loop's own, so both are tried again.
     """
-    return isinstance(error, SecateurError) or not isinstance(error, ray_errors.RayError | RuntimeError | OSError)
+    errors = [failures[rank] for rank in sorted(failures)]
+    for error in errors:
+        if isinstance(error, SecateurError):
+            return error
+    if any(type(error).__module__.partition(".")[0] == "ray" for error in errors):
+        return None
+    return next((error for error in errors if not isinstance(error, RuntimeError | OSError)), None)
+
+
+def _told(failures: Mapping[int, Exception]) -> str:
+    return "; ".join(
+        f"rank {rank}: {type(error).__name__}: {str(error).partition(chr(10))[0]}" for rank, error in failures.items()
+    )
 
 
 class RayLauncher:
@@ -160,21 +173,16 @@ class RayLauncher:
             failures = self._fit(config, name, world_size)
             if not failures:
                 return
-            own = [error for _, error in sorted(failures.items()) if is_own_error(error)]
-            for error in own:
-                if isinstance(error, SecateurError):
-                    raise error
-            told = "; ".join(
-                f"rank {rank}: {type(error).__name__}: {error}" for rank, error in sorted(failures.items())
-            )
-            cause = (own or list(failures.values()))[0]
-            if own:
-                raise StageError(f"{name}: the training failed ({told}). Mend the cause and run again") from cause
-            _log.info("%s: try %d of %d failed (%s)", name, attempt + 1, resources.retries + 1, told)
+            own = own_error(failures)
+            if isinstance(own, SecateurError):
+                raise own
+            if own is not None:
+                raise StageError(f"{name}: the training failed ({_told(failures)}). Mend the cause and run again") from own
+            _log.info("%s: try %d of %d failed (%s)", name, attempt + 1, resources.retries + 1, _told(failures))
         raise StageError(
-            f"{name}: workers failed in {resources.retries + 1} tries ({told}); its checkpoints are in the store: run "
-            "again to go on from the newest"
-        ) from cause
+            f"{name}: workers failed in {resources.retries + 1} tries ({_told(failures)}); its checkpoints are in the "
+            "store: run again to go on from the newest"
+        ) from failures[min(failures)]
 
     def cancel(self) -> None:
         """End all fits now, by handle. Safe from any thread."""

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cluster.code import PROJECT_ROOT, check_code_dirs, stage_code
 from cluster.errors import InputError
@@ -51,12 +51,12 @@ def prepare_local() -> None:
         if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
             # Without it Ray writes one below the home folder.
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    from ray import _raylet
     from ray._private import ray_constants
-    from ray._raylet import Config
 
     # Both were read when Ray was first imported, which may have been before this.
     ray_constants.ENABLE_RAY_CLUSTER = False
-    Config.initialize("")
+    cast(Any, _raylet).Config.initialize("")
 
 
 def _short_folder() -> Path:

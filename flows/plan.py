@@ -162,7 +162,9 @@ def make_plan(config: RunConfig) -> Plan:
                 proxy_key(config.proxy, number, shard, checkpoints, code, config.seed)
                 for number in range(config.proxy.seeds)
             )
-        scorer = scorer_key(config.score, config.proxy, list(proxies), code, config.seed)
+        scorer = scorer_key(
+            config.score, config.proxy, list(proxies), code=code, seed=config.seed, data=config.data, index_key=shard
+        )
         score = score_key(scorer, shard)
         merge = merge_key(score, shard)
     selections, trainings = _plan_arms(config, shard, merge, code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from tasks.schemas import TRAIN, VALIDATION
 from tasks.tables import encode_table, part_check
 from tasks.training import Settings, train_model, weightless
 from tasks.work import UnitResult, Work
+
+log = logging.getLogger("secateur.proxy")
 
 DYNAMICS_PART = "dynamics.parquet"
 
@@ -61,6 +64,11 @@ class _Proxy:
         if dynamics is None or len(self.parts) < len(names):
             dynamics = self._train()
         self.parts[DYNAMICS_PART] = dynamics
+        if unseen := self._never_presented():
+            log.warning(
+                "%s: %d of %d examples are in no batch of its %d steps; their forgetting and aum say nothing",
+                self.item, unseen, len(self.worker.train), self.worker.steps,
+            )
         return UnitResult(list(self.parts.values()), self._meta())
 
     def _checkpoint_check(self, name: str) -> Any:
@@ -103,6 +111,10 @@ class _Proxy:
                 data = data or encode_checkpoint(self.item.key, step, model)
                 self.parts[name] = self.unit.publish_part(name, data, self._checkpoint_check(name))
 
+    def _never_presented(self) -> int:
+        worker = self.worker
+        return max(0, len(worker.train) - worker.steps * worker.spec.batch_size)
+
     def _meta(self) -> dict[str, Any]:
         """Return the facts of the seal, taken from the published last checkpoint, whoever trained it."""
         worker = self.worker
@@ -120,6 +132,8 @@ class _Proxy:
             "seed": self.item.seed,
             "steps": worker.steps,
             "batch_size": worker.spec.batch_size,
+            # Above 0 where training is shorter than an epoch: scores from dynamics do not exist then.
+            "never_presented": self._never_presented(),
             **accuracy,
             "checkpoints": {f"{at!r}": checkpoint_part(at) for at in self.steps_at},
         }

@@ -102,7 +102,8 @@ def train_model(
     The loss of a step is sum(w * loss) / B over the global batch, where B is the true number of its examples: the last
     batch of an epoch is kept, however short, and divided by its own size. Batches, augmentation and every random stream
     of a step (dropout) are functions of (seed, step), and the weights of the model are the caller's, so a training that
-    goes on from `start` ends in the same bytes as one that was never stopped. A batch, or a rank's slice, of a single
+    goes on from `start` ends in the same bytes as one that was never stopped (on CUDA where the model's kernels are
+    deterministic; cuDNN's are asked to be). A batch, or a rank's slice, of a single
     row has no variance: batch norm layers use their running statistics for it. Global random state, thread count and
     kernel choices are restored at the end.
 
@@ -144,8 +145,8 @@ class _Loop:
         self.order = BatchOrder(data.example_id, settings.batch_size, settings.seed, data.w if draw else None)
         self.weights = np.ones(len(data.w), dtype=np.float32) if draw else data.w.astype(np.float32, copy=False)
         self.model = model.to(self.device)
-        if self.device.type == "cuda":
-            # Only 4-d weights change their layout.
+        if self.device.type == "cuda" and not any(weight.dim() == 5 for weight in self.model.parameters()):
+            # 4-d weights only; with 5-d ones (Conv3d) the call fails.
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = pipeline.optimizer(self.model.parameters(), settings.lr, settings.weight_decay)
         self.schedule = pipeline.schedule(self.optimizer, settings.steps, settings.lr)

@@ -16,7 +16,7 @@ class ArmResult:
 
     `trains[i]`, and `selections[i]` where there are selections, belong to replicate i, the same number in every arm.
     The arm of protocol `random` is what the others of its keep are compared with; an arm without selections is trained
-    on the full data and compared at every keep.
+    on the full data, with the steps of its keep, and is compared there.
     """
 
     name: str

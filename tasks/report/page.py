@@ -14,7 +14,7 @@ from tasks.report.terminal import arms_of
 from tasks.report.wording import GLOSSARY, bounds, count, needed_text, percent, signed, with_margin
 
 HEADERS = (
-    "arm", "verdict", "difference to random", "accuracy, %", "kept", "steps", "batch", "epochs", "examples touched",
+    "arm", "verdict", "difference to random", "accuracy, %", "kept", "steps", "batch", "epochs", "touched",
     "over test examples too", "worst class, %", "score", "protocol", "alpha", "why",
 )  # fmt: skip
 WORDS = ("verdict", "score", "protocol", "why")

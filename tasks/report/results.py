@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 SELECTION_FACTS = (
-    "num_kept", "num_signal", "num_exploration", "weight_sum", "ess", "design_effect", "threshold", "direction",
-    "estimator",
+    "num_kept", "num_signal", "num_exploration", "covered", "weight_sum", "ess", "design_effect", "threshold",
+    "direction", "estimator",
 )  # fmt: skip
 # Digits after the point of every number: more would print rounding noise.
 DIGITS = 9
@@ -52,7 +52,7 @@ def build_results(
     samples = [reader.sample(arm) for arm in arms]
     comparisons = []
     for keep in keeps_of(arms):
-        group = [(arm, sample) for arm, sample in zip(arms, samples) if arm.is_full or arm.keep == keep]
+        group = [(arm, sample) for arm, sample in zip(arms, samples) if arm.keep == keep]
         baseline = [(arm, sample) for arm, sample in group if arm.is_random]
         if not baseline:
             continue
@@ -95,9 +95,8 @@ def results_bytes(results: dict[str, Any]) -> bytes:
 
 
 def keeps_of(arms: Sequence[ArmResult]) -> list[float]:
-    """Return the keeps that were selected at, ascending; the full data's 1 only where nothing else was trained."""
-    keeps = sorted({arm.keep for arm in arms if not arm.is_full})
-    return keeps or sorted({arm.keep for arm in arms})
+    """Return the keeps at which arms were trained, ascending."""
+    return sorted({arm.keep for arm in arms})
 
 
 def check_arms(arms: Sequence[ArmResult]) -> None:
@@ -107,12 +106,13 @@ def check_arms(arms: Sequence[ArmResult]) -> None:
     seen: set[tuple[str, float]] = set()
     keeps = keeps_of(arms)
     for arm in arms:
-        for keep in keeps if arm.is_full else [arm.keep]:
-            if (arm.name, keep) in seen:
-                raise InputError(f"two arms are called {arm.name!r} at keep {keep:g}: give each a name of its own")
-            seen.add((arm.name, keep))
+        if (arm.name, arm.keep) in seen:
+            raise InputError(f"two arms are called {arm.name!r} at keep {arm.keep:g}: give each a name of its own")
+        seen.add((arm.name, arm.keep))
         if not arm.trains:
             raise InputError(f"arm {arm.name!r} at keep {arm.keep:g} has no trained replicate")
+        if any(seal.meta["accuracy"] is None for seal in arm.trains):
+            raise InputError(f"arm {arm.name!r} was tested on no example: arms are compared on a test set, give one")
         if arm.selections is not None:
             if len(arm.selections) != len(arm.trains):
                 raise InputError(
@@ -212,12 +212,11 @@ def _common(arm: ArmResult, field: str) -> Any:
 
 
 def _arm_row(arm: ArmResult, sample: Sample, index: Any) -> dict[str, Any]:
-    import numpy as np
-
     interval = mean_interval(sample.accuracy)
-    classes = np.array([seal.meta["class_accuracy"] for seal in arm.trains], dtype=float).mean(axis=0)
+    # None for a class that has no test examples.
+    classes = [_mean_or_none(list(values)) for values in zip(*(seal.meta["class_accuracy"] for seal in arm.trains))]
     names = list(index.get("class_names") or range(len(classes)))
-    worst = int(classes.argmin())
+    worst, lowest = min(((k, value) for k, value in enumerate(classes) if value is not None), key=lambda pair: pair[1])
     kept, steps, batch = _common(arm, "num_kept"), _common(arm, "steps"), _common(arm, "batch_size")
     row: dict[str, Any] = {
         "name": arm.name,
@@ -237,7 +236,8 @@ def _arm_row(arm: ArmResult, sample: Sample, index: Any) -> dict[str, Any]:
         "ci95": interval,
         "validation_mean": _mean_or_none([seal.meta.get("validation_accuracy") for seal in arm.trains]),
         "class_accuracy": classes,
-        "worst_class": {"label": worst, "name": str(names[worst]), "accuracy": float(classes[worst])},
+        "worst_class": {"label": worst, "name": str(names[worst]), "accuracy": lowest},
+        "weighting": arm.trains[0].meta.get("weighting"),
         "seeds": [seal.meta.get("seed") for seal in arm.trains],
     }
     if arm.selections is not None:

@@ -11,7 +11,6 @@ from tasks.report.inputs import ArmResult, PageInputs
 from tasks.report.wording import percent
 
 MOST_CLASSES = 20
-# Wide enough to hold every weight of a design with two of them, which all built-in protocols have.
 NAMED_QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 

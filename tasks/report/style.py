@@ -21,7 +21,7 @@ p{margin:.4rem 0;max-width:76ch;overflow-wrap:anywhere}
 ul{margin:.5rem 0;padding-left:1.2rem;max-width:80ch}li{margin:.25rem 0;overflow-wrap:anywhere}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:16px;margin:.8rem 0}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 14px 10px;min-width:0}
-.cards>.card:only-child{max-width:640px}
+.cards>.card:only-child{max-width:540px}
 svg{display:block;width:100%;height:auto}
 .key.lines{display:block}.key.lines li{align-items:flex-start;margin:.2rem 0}
 .scroll{overflow-x:auto;background:linear-gradient(90deg,var(--page) 40%,transparent) 0/40px 100% no-repeat local,

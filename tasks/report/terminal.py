@@ -66,7 +66,7 @@ def keep_table(results: Mapping[str, Any], keep: float, *, narrow: bool = False)
 
 def arms_of(results: Mapping[str, Any], keep: float) -> list[dict[str, Any]]:
     """Return the arms of one keep in reading order: random, the pruned by mean accuracy, the full data."""
-    arms = [arm for arm in results["arms"] if arm["full"] or arm["keep"] == keep]
+    arms = [arm for arm in results["arms"] if arm["keep"] == keep]
 
     def rank(arm: Mapping[str, Any]) -> tuple[int, float]:
         return (2 if arm["full"] else 0 if arm["protocol"] == "random" else 1, -arm["mean"])

@@ -24,8 +24,8 @@ GLOSSARY = {
     "signal, exploration": "The top of the ranking by score; a uniform draw from the rest.",
     "effective sample size": "(sum w)^2 / sum w^2 of the weights w (Kish): how many equally weighted examples they are "
     "worth.",
-    "design effect": "How much the sampling design changes the variance of an estimate against a uniform draw of the "
-    "same size; it can disagree with the effective sample size.",
+    "design effect": "The mean squared error of estimated class totals against that of a uniform draw of the same "
+    "size: below 1 is better than uniform. It can disagree with the effective sample size.",
 }
 
 

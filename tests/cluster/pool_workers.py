@@ -10,7 +10,7 @@ from typing import Any
 from cluster.errors import InputError
 
 
-class Clashing(Exception):
+class ClashingError(Exception):
     """Cannot be rebuilt from its message alone."""
 
     def __init__(self, first: str, second: str) -> None:
@@ -94,7 +94,7 @@ class Fails:
         if item == "value":
             raise ValueError("bad row 17")
         if item == "clash":
-            raise Clashing("this", "that")
+            raise ClashingError("this", "that")
         if item == "result":
             return threading.Lock()  # type: ignore[return-value]
         return item

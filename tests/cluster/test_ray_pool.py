@@ -59,7 +59,7 @@ def test_items_and_results_of_some_megabytes(pool: Any) -> None:
 
 def test_load_of_the_next_overlaps_compute_which_never_runs_twice(pool: Any) -> None:
     got = dict(pool.map(partial(Overlap, 6), range(6), label="overlap", resources=Resources(workers=1)))
-    assert got == {index: (True, 1) for index in range(6)}
+    assert got == dict.fromkeys(range(6), (True, 1))
 
 
 def test_workers_spread_over_nodes_with_fixed_threads_and_no_gpus(pool: Any, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_failed_items_are_named_after_the_others_are_done(pool: Any) -> None:
         for _, result in pool.map(Fails, items, label="score", resources=Resources(workers=2)):
             got.append(result)
     assert sorted(got) == ["fine", "good", "ok"]
-    for words in ("value: ValueError: bad row 17", "Clashing: this and that", "load: OSError: disk on fire"):
+    for words in ("value: ValueError: bad row 17", "ClashingError: this and that", "load: OSError: disk on fire"):
         assert words in str(caught.value)
     assert isinstance(caught.value.__cause__, ValueError)
     assert any("pool_workers.py" in note for note in caught.value.__cause__.__notes__)
@@ -123,7 +123,11 @@ def test_wrong_input_is_raised_at_once_and_ends_the_workers(pool: Any) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "error", "words"),
-    [("input", InputError, "no such model"), ("x", StageError, "cannot be made .KeyError"), ("dies", StageError, "died")],
+    [
+        ("input", InputError, "no such model"),
+        ("x", StageError, "cannot be made .KeyError"),
+        ("dies", StageError, "died 3 times in a row"),
+    ],
 )
 def test_a_worker_that_cannot_be_made(pool: Any, kind: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
@@ -139,8 +143,10 @@ def test_closing_the_iterator_ends_the_workers(pool: Any, tmp_path: Path) -> Non
 
 
 def test_an_exception_of_the_consumer_ends_the_workers(pool: Any, tmp_path: Path) -> None:
+    worker = partial(Marks, str(tmp_path), 0.05)
+
     def consume() -> None:
-        for _ in pool.map(partial(Marks, str(tmp_path), 0.05), range(999), label="long", resources=Resources(workers=3)):
+        for _ in pool.map(worker, range(999), label="long", resources=Resources(workers=3)):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -93,5 +93,5 @@ def test_when_no_node_is_left_for_a_worker_the_stage_ends_with_what_is_missing(
     next(results)
     for node in list(ray_session.cluster.worker_nodes):
         ray_session.cluster.remove_node(node, allow_graceful=False)
-    with pytest.raises(StageError, match="no node has had 1 CPU and 1 GPU .*of 60 items are left"):
+    with pytest.raises(StageError, match=r"no node has had 1 CPU and 1 GPU .*of 60 items are left"):
         list(results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class History:
                 others = [values[k] for k in range(len(values)) if k != target]
                 margins.append(values[target] - max(others))
             right = [margin > 0 for margin in margins]
-            events = sum(1 for before, after in zip(right, right[1:]) if before and not after)
+            events = sum(1 for before, after in itertools.pairwise(right) if before and not after)
             out["presentations"].append(len(history))
             out["forgetting_events"].append(events)
             out["never_learned"].append(not any(right))

@@ -37,11 +37,12 @@ def index_seal(*, classes: int = 10, limit: int | None = None, test: int = 2000)
 
 def train_seal(
     store: Store, name: str, replicate: int, accuracy: float, *, kept: int, test: int = 2000, steps: int = 690,
-    classes: int = 10, seed: int | None = None,
+    classes: int = 10, seed: int | None = None, order: bool = True,
 ) -> Seal:
     """Publish a training's test predictions of about `accuracy` percent and return its seal.
 
-    All trainings of a store fail on much the same hard examples, as trainings do.
+    All trainings of a store fail on much the same hard examples, as trainings do. Without `order` the rows are
+    shuffled.
     """
     hardness = np.random.default_rng(5).random(test)
     noise = np.random.default_rng([abs(hash_of(name)), replicate]).normal(0, 0.05, test)
@@ -52,6 +53,8 @@ def train_seal(
     ids = np.arange(test, dtype=np.int64) * 7 + 3
     unit = Unit(store, "train", sha256(f"{name}/{replicate}/{kept}".encode()))
     table = pa.table({"example_id": ids, "label": label, "predicted": predicted}, schema=CORRECTNESS)
+    if not order:
+        table = table.take(np.random.default_rng(0).permutation(test))
     data = encode_table(table, unit.key)
     part = unit.publish_part("test.parquet", data, part_check(unit.key, "test"))
     by_class = [100.0 * float(right[label == k].mean()) for k in range(classes)]
@@ -92,7 +95,10 @@ def select_seal(
         "weight_sum": float(weights.sum()), "ess": float(weights.sum() ** 2 / (weights**2).sum()),
         "design_effect": 1.0 + share, "threshold": None if signal == 0 else float(1.35 - 4 * keep * share),
         "class_counts": {"full": [n // classes] * classes, "signal": spread.tolist(), "exploration": even.tolist()},
-        "weight_quantiles": {str(q): float(np.quantile(weights, q)) for q in (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)},
+        "weight_quantiles": {
+            name: float(np.quantile(weights, share, method="lower"))
+            for name, share in (("min", 0.0), ("q25", 0.25), ("median", 0.5), ("q75", 0.75), ("max", 1.0))
+        },
     }  # fmt: skip
     return Seal("select", sha256(f"{name}/{replicate}/{keep}".encode()), (), meta)
 
@@ -101,10 +107,13 @@ def arm(
     store: Store, name: str, protocol: str, keep: float, accuracies: list[float], *, alpha: float | None = None,
     score: str | None = None, test: int = 2000,
 ) -> ArmResult:
-    """Return an arm whose replicates have about these accuracies; protocol `full` has no selections."""
+    """Return an arm whose replicates have about these accuracies; protocol `full` has no selections.
+
+    Trainings of the full data have the steps of their keep.
+    """
     full = protocol == "full"
     kept = 54000 if full else round(54000 * keep)
-    steps = 1500 if full or keep > 0.2 else 690 if keep > 0.05 else 300
+    steps = 1500 if keep > 0.2 else 690 if keep > 0.05 else 300
     trains = [
         train_seal(store, f"{name}@{keep}", i, value, kept=kept, test=test, steps=steps)
         for i, value in enumerate(accuracies)
@@ -129,7 +138,7 @@ def sweep(store: Store, *, replicates: int = 6, test: int = 2000, long_names: bo
             values = np.minimum(base + gains[place] + rng.normal(0, spread, replicates), 99.9)
             arms.append(arm(store, name, protocol, keep, values.tolist(), alpha=alpha, score="el2n", test=test))
     top = 98.1 + rng.normal(0, 0.1, replicates)
-    return [*arms, arm(store, "full", "full", 1.0, top.tolist(), test=test)]
+    return [*arms, *(arm(store, "full", "full", keep, top.tolist(), test=test) for keep in KEEPS)]
 
 
 def page_inputs(arms: list[ArmResult]) -> PageInputs:

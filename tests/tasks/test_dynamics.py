@@ -61,7 +61,10 @@ def test_an_example_never_presented_says_so() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 30), k=st.integers(2, 5), batch=st.integers(1, 9), epochs=st.integers(1, 6), seed=st.integers(0, 99))
+@given(
+    n=st.integers(1, 30), k=st.integers(2, 5), batch=st.integers(1, 9), epochs=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
 def test_running_state_equals_the_full_history(n: int, k: int, batch: int, epochs: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     recorder, oracle = DynamicsRecorder(n), History(n)

@@ -11,7 +11,7 @@ import torch
 from cluster.errors import InputError
 from tasks.models.build import build_model, check_model
 from tasks.spec import Recipe, Use
-from tests.tasks.training_case import same_state
+from tests.tasks.training_case import global_numpy, same_state
 
 
 def user_model(input_shape: tuple[int, ...], classes: int = 3) -> torch.nn.Module:
@@ -58,9 +58,9 @@ def test_mlp_default_is_one_hidden_layer_of_256() -> None:
 def test_weights_are_a_function_of_the_seed_and_leave_global_streams_alone(name: str) -> None:
     use = Use(use=name, args={"width": 4} if name == "resnet18" else {})
     torch.manual_seed(1)
-    before = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
+    before = torch.get_rng_state(), global_numpy(), random.getstate()
     first = build_model(use, (8, 8), 3, seed=7).state_dict()
-    after = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
+    after = torch.get_rng_state(), global_numpy(), random.getstate()
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
     torch.manual_seed(2)

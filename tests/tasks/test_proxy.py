@@ -216,6 +216,16 @@ def test_key_changes_with_what_changes_the_result_only() -> None:
     assert len({*other, same[0]}) == len(other) + 1
 
 
+def test_a_training_shorter_than_an_epoch_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, index = indexed(tmp_path)
+    short = ProxySpec.model_validate({"model": "mlp", "seeds": 1, "steps": 2, "batch_size": 32})
+    (seal,) = proxy_stage(short, inputs(index), store, SerialPool())
+    table = load_part(store, seal.parts[-1])
+    unseen = sum(count == 0 for count in table.column("presentations").to_pylist())
+    assert seal.meta["never_presented"] == unseen == index.meta["num_train"] - 64
+    assert f"{unseen} of {index.meta['num_train']} examples are in no batch" in caplog.text
+
+
 @pytest.mark.parametrize("given", [{}, {"steps": 3, "epochs": 1}])
 def test_exactly_one_of_steps_and_epochs(given: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="exactly one"):

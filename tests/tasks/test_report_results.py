@@ -46,7 +46,7 @@ def build(store: Store, arms: list[ArmResult], margin: float = 0.5, **options: A
 
 
 def test_shape_is_that_of_the_contract(store: Store) -> None:
-    results = build(store, [*pair(store), case.arm(store, "full", "full", 1.0, [98.0, 98.1, 98.2, 98.0, 98.1])])
+    results = build(store, [*pair(store), case.arm(store, "full", "full", 0.1, [98.0, 98.1, 98.2, 98.0, 98.1])])
     assert results["run"] == "mnist-abc"
     dataset = results["dataset"]
     assert (dataset["n_train"], dataset["n_validation"], dataset["n_test"]) == (54000, 6000, 2000)
@@ -97,7 +97,7 @@ def test_every_keep_is_compared_with_its_own_random_and_full_with_each(store: St
         rows = [row for row in results["comparisons"] if row["keep"] == keep]
         assert {row["arm"] for row in rows} == {"full", *(f"el2n-{protocol}" for protocol in case.PROTOCOLS)}
         for row in rows:
-            means = {arm["name"]: arm["mean"] for arm in results["arms"] if arm["keep"] == keep or arm["full"]}
+            means = {arm["name"]: arm["mean"] for arm in results["arms"] if arm["keep"] == keep}
             assert row["mean_difference"] == pytest.approx(means[row["arm"]] - means["random"], abs=1e-6)
     assert results["headline"].startswith("3 of 12 pruned arms beat random, at keep 10 %")
     assert any("choose on validation" in note for note in results["notes"])
@@ -134,6 +134,7 @@ def test_what_cannot_be_compared_is_refused(store: Store) -> None:
         ([random, replace(exact, selections=[exact.selections[0]] * 5)], "selection seeds"),
         ([random, replace(exact, selections=exact.selections[:3])], "fresh selection"),
         ([random, replace(exact, trains=[], selections=[])], "no trained replicate"),
+        ([random, edit(exact, 0, accuracy=None)], "on no example"),
     ]
     for arms, words in cases:
         with pytest.raises(InputError, match=words):
@@ -151,6 +152,30 @@ def test_other_test_examples_are_refused(store: Store) -> None:
     other = case.arm(store, "other", "exact", 0.1, RANDOM, alpha=0.5, score="el2n", test=1000)
     with pytest.raises(InputError, match="one test set"):
         build(store, [random, other])
+
+
+def test_rows_of_test_tables_are_matched_by_id(tmp_path: Path) -> None:
+    found = []
+    for order in (True, False):
+        store = Store(str(tmp_path / str(order)))
+        random, exact = pair(store)
+        trains = [
+            case.train_seal(store, "again", i, a + g, kept=5400, order=order)
+            for i, (a, g) in enumerate(zip(RANDOM, GAINS))
+        ]
+        row = build(store, [random, replace(exact, trains=trains)])["comparisons"][0]
+        found.append((row["se_test"], row["two_way_ci95"]))
+    assert found[0] == found[1]
+
+
+def test_class_without_test_examples_has_no_accuracy_and_is_not_the_worst(store: Store) -> None:
+    random, exact = pair(store)
+    for number in range(5):
+        values = list(exact.trains[number].meta["class_accuracy"])
+        exact = edit(exact, number, class_accuracy=[None, *values[1:]])
+    row = build(store, [random, exact])["arms"][1]
+    assert row["class_accuracy"][0] is None and row["worst_class"]["label"] != 0
+    results_bytes(row)
 
 
 def test_report_is_written_seal_last_and_read_back(store: Store) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from tasks.recipe import Pipeline
 from tasks.schemas import CORRECTNESS, TEST, TRAIN, VALIDATION, subset_schema
 from tasks.selecting import SelectInputs, SelectionUnit, selection_key, selection_stage
 from tasks.selection.spec import SelectionSpec
+from tasks.sources.protocol import Examples
 from tasks.spec import Numerics, Recipe, Resources, Use
 from tasks.subset import SubsetInputs, subset_key, subset_stage
 from tasks.tables import encode_table, load_part, part_check
 from tasks.train import TrainInputs, TrainJob, TrainSpec, TrainUnit, run_train_job, train_key, train_stage
-from tasks.training import Settings, TrainingArrays, own_state, train_model, weightless
+from tasks.training import Settings, TrainingArrays, train_model, weightless
 from tests.tasks.stage_case import DATA, CountingPool, Killed, dying_at, indexed, part_bytes
+from tests.tasks.training_case import free_port, spawn
 
 SPEC = TrainSpec.model_validate(
     {"model": {"use": "mlp", "args": {"hidden": [16]}}, "epochs": 4, "batch_size": 32, "lr": 0.02,
@@ -41,7 +43,9 @@ def key_of(spec: TrainSpec, unit: TrainUnit, index: Seal) -> str:
     return train_key(spec, keep=unit.keep, seed=unit.seed, source_key=source, index_key=index.key, code="")
 
 
-def run(spec: TrainSpec, units: list[TrainUnit], store: Store, index: Seal, pool: Any = None, launch: Any = None) -> Any:
+def run(
+    spec: TrainSpec, units: list[TrainUnit], store: Store, index: Seal, *, pool: Any = None, launch: Any = None
+) -> list[Seal]:
     pairs = [(key_of(spec, unit, index), unit) for unit in units]
     return train_stage(spec, TrainInputs(DATA, index, "", pairs), store, pool or SerialPool(), launch)
 
@@ -150,10 +154,10 @@ def test_units_of_one_key_are_trained_once_and_order_is_kept(place: tuple[Store,
     store, index = place
     pool = CountingPool()
     units = [full(11, 8), full(12, 8, "other"), full(11, 8, "same")]
-    seals = run(SPEC, units, store, index, pool)
+    seals = run(SPEC, units, store, index, pool=pool)
     assert len(pool.items) == 2
     assert [seal.meta["seed"] for seal in seals] == [11, 12, 11]
-    assert run(SPEC, units, store, index, pool) == seals
+    assert run(SPEC, units, store, index, pool=pool) == seals
     assert len(pool.items) == 2
 
 
@@ -190,18 +194,31 @@ def test_a_death_at_the_seal_is_resumed_without_training(place: tuple[Store, Sea
     assert part_bytes(fresh, seal) == part_bytes(store, want)
 
 
-def test_test_labels_do_not_reach_the_training(place: tuple[Store, Seal]) -> None:
-    """Trap 10: the result is the last step's, whatever the test split says."""
+def test_trap_10_test_labels_change_the_accuracy_and_nothing_else(
+    place: tuple[Store, Seal], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, index = place
-    (seal,) = run(SPEC, [full()], store, index)
-    (longer,) = run(SPEC, [full(steps=37)], store, index)
-    # Same key would be a fault of the caller's; here the seal of the first stands.
-    assert longer == seal
+    (honest,) = run(SPEC, [full()], store, index)
+    fresh, _ = indexed(tmp_path)
+    load = Dataset.load
+
+    def wrong(self: Dataset, split: int) -> Examples:
+        examples = load(self, split)
+        return dataclasses.replace(examples, y=(examples.y + 1) % 10) if split == TEST else examples
+
+    monkeypatch.setattr(Dataset, "load", wrong)
+    (seal,) = run(SPEC, [full()], fresh, index)
+    assert seal.meta["accuracy"] < 20 < honest.meta["accuracy"]
+    for name in ("final_loss", "validation_accuracy", "examples_touched"):
+        assert seal.meta[name] == honest.meta[name]
+    predicted = [load_part(at, one.parts[0]).column("predicted") for at, one in ((store, honest), (fresh, seal))]
+    assert predicted[0].equals(predicted[1])
 
 
 def test_evaluation_does_not_depend_on_rows_and_restores_modes() -> None:
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.9))
+    first = torch.nn.Linear(5, 4)
+    model = torch.nn.Sequential(first, torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.9))
     model[1].eval()
     x = np.random.default_rng(0).normal(size=(FORWARD_ROWS + 3, 5)).astype(np.float32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -212,7 +229,7 @@ def test_evaluation_does_not_depend_on_rows_and_restores_modes() -> None:
     assert np.array_equal(got[-3:], predict(model, x[-3:], Pipeline(Recipe()), Numerics()))
     assert predict(model, x[:0], Pipeline(Recipe()), Numerics()).shape == (0,)
     with torch.no_grad():
-        model[0].weight.fill_(float("nan"))
+        first.weight.fill_(float("nan"))
     with pytest.raises(StageError, match="NaN logits"):
         predict(model, x, Pipeline(Recipe()), Numerics())
 
@@ -267,12 +284,6 @@ def test_specs_that_contradict_themselves_are_refused(given: dict[str, Any], say
         TrainSpec.model_validate({"model": "mlp", **given})
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _rank(rank: int, payload: bytes, world_size: int, port: int, die_at: int) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -305,9 +316,7 @@ def test_two_ranks_train_resume_and_seal(place: tuple[Store, Seal], tmp_path: Pa
     def launch(job: TrainJob, name: str, world_size: int, resources: Resources) -> None:
         names.append((name, world_size, resources))
         payload = pickle.dumps(job)
-        torch.multiprocessing.spawn(
-            _rank, args=(payload, world_size, _free_port(), deaths[len(names) - 1]), nprocs=world_size
-        )
+        spawn(_rank, (payload, world_size, free_port(), deaths[len(names) - 1]), world_size)
 
     with pytest.raises(Exception, match="died"):
         run(spec, [unit], store, index, launch=launch)
@@ -342,4 +351,3 @@ def test_arrays_of_a_unit_share_the_full_split(place: tuple[Store, Seal]) -> Non
     store, index = place
     worker = TrainWorker(SPEC, DATA, index, store)
     assert worker.arrays(full(1)).x is worker.arrays(full(2)).x
-    assert own_state(torch.nn.Linear(1, 1)).keys() == {"weight", "bias"}

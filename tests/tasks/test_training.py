@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,21 @@ from tasks.dynamics import DynamicsRecorder
 from tasks.ordering import BatchOrder, rank_slice
 from tasks.spec import Numerics, Recipe, Use
 from tasks.training import State, TrainingArrays, own_state, train_model
-from tests.tasks.training_case import CNN, FLIP, MLP, RESNET, arrays, model_of, pipeline_of, same_state, settings
-
-
-class Killed(Exception):
-    """Stand for the death of a process."""
+from tests.tasks.stage_case import Killed
+from tests.tasks.training_case import (
+    CNN,
+    FLIP,
+    MLP,
+    RESNET,
+    arrays,
+    free_port,
+    global_numpy,
+    model_of,
+    pipeline_of,
+    same_state,
+    settings,
+    spawn,
+)
 
 
 def test_an_epoch_shows_every_example_once_and_keeps_its_short_last_batch() -> None:
@@ -71,7 +80,8 @@ def test_touched_counts_distinct_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "n", "batch", "want"), [(1, 50, 16, 4), (2, 50, 16, 8), (0.5, 50, 16, 2), (0.1, 480, 16, 3), (0.001, 50, 16, 1)]
+    ("epochs", "n", "batch", "want"),
+    [(1, 50, 16, 4), (2, 50, 16, 8), (0.5, 50, 16, 2), (0.1, 480, 16, 3), (0.001, 50, 16, 1)],
 )
 def test_steps_of_epochs(epochs: float, n: int, batch: int, want: int) -> None:
     assert steps_of(None, epochs, batch, n) == want
@@ -96,11 +106,11 @@ def _oracle_steps(data: TrainingArrays, steps: int, lr: float) -> torch.nn.Modul
         for row in rows:
             x = torch.tensor(data.x[row].astype(np.float32) / np.float32(255))[None]
             loss = torch.nn.functional.cross_entropy(model(x), torch.tensor([data.y[row]]))
-            (float(data.w[row]) * loss / len(rows)).backward()
+            (float(data.w[row]) * loss / len(rows)).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for parameter in model.parameters():
                 assert parameter.grad is not None
-                parameter -= lr * parameter.grad
+                parameter.sub_(lr * parameter.grad)
     return model
 
 
@@ -124,7 +134,8 @@ def test_final_loss_is_that_of_the_last_batch() -> None:
     rows = BatchOrder(data.example_id, 16, 5).batch(0)
     logits = model_of(Use(use="mlp", args={"hidden": [16]}))(torch.tensor(data.x[rows] / np.float32(255)))
     losses = torch.nn.functional.cross_entropy(logits, torch.tensor(data.y[rows]), reduction="none")
-    assert result.final_loss == pytest.approx(float((losses * torch.tensor(data.w[rows])).sum() / 16), rel=1e-5)
+    want = (losses.detach() * torch.tensor(data.w[rows])).sum() / 16
+    assert result.final_loss == pytest.approx(float(want), rel=1e-5)
     assert (result.steps, result.examples_touched) == (1, 16)
 
 
@@ -207,10 +218,10 @@ def test_trap_12_no_global_state_is_changed() -> None:
     np.random.seed(4)
     random.seed(4)
     threads = torch.get_num_threads()
-    before = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
+    before = torch.get_rng_state(), global_numpy(), random.getstate()
     _train(CNN, FLIP, None, None, numerics=Numerics(threads=2))
     assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1:] == (np.random.get_state()[1].tobytes(), random.getstate())
+    assert before[1:] == (global_numpy(), random.getstate())
     assert torch.get_num_threads() == threads
     with pytest.raises(StageError):
         _train(CNN, FLIP, None, None, lr=1e30)
@@ -259,7 +270,7 @@ def test_report_is_called_at_ends_of_epochs() -> None:
 
 
 def test_a_diverging_training_is_an_error_not_a_result() -> None:
-    with pytest.raises(StageError, match="diverged.*Lower lr"):
+    with pytest.raises(StageError, match=r"diverged.*Lower lr"):
         train_model(model_of(), arrays(50), settings(lr=1e30), pipeline_of())
 
 
@@ -285,13 +296,8 @@ def test_cuda_without_a_device_is_refused() -> None:
         train_model(model_of(), arrays(5), settings(numerics=Numerics(device="cuda")), pipeline_of())
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _rank(rank: int, world_size: int, port: int, folder: str, use: Use, recipe: Recipe, n: int) -> None:
+def _rank(rank: int, world_size: int, port: int, folder: str, case: tuple[Use, Recipe, int]) -> None:
+    use, recipe, n = case
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
@@ -314,7 +320,7 @@ def test_trap_19_two_ranks_have_the_gradient_of_the_global_batch(tmp_path: Path,
     recipe = Recipe(
         optimizer=Use(use="sgd", args={"momentum": 0.9}), augment=Use(use="crop", args={"padding": 1, "flip_p": 0.5})
     )
-    torch.multiprocessing.spawn(_rank, args=(2, _free_port(), str(tmp_path), use, recipe, n), nprocs=2)
+    spawn(_rank, (2, free_port(), str(tmp_path), (use, recipe, n)), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert same_state(first["model"], second["model"])
     model = model_of(use)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,3 +51,22 @@ def pipeline_of(recipe: Recipe | None = None) -> Pipeline:
 def same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Return whether two model states are equal bit for bit."""
     return a.keys() == b.keys() and all(a[k].numpy().tobytes() == b[k].numpy().tobytes() for k in a)
+
+
+def global_numpy() -> bytes:
+    """Return the state of NumPy's global stream."""
+    state: Any = np.random.get_state()
+    return bytes(state[1].tobytes()) + str(state[2:]).encode()
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def spawn(function: Callable[..., None], args: tuple[Any, ...], processes: int) -> None:
+    """Call function(rank, *args) in fresh processes; raise what one of them raised."""
+    multiprocessing: Any = torch.multiprocessing
+    multiprocessing.spawn(function, args=args, nprocs=processes)
