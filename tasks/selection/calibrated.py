@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ class _Drawing:
         def count(batches: Iterator[Batch]) -> npt.NDArray[np.int64]:
             return np.asarray(np.sum([none, *map(self._code_counts, batches)], axis=0), dtype=np.int64)
 
-        return [int(number) for number in np.sum([none, *over_pieces(self.rows, count, self.threads)], axis=0)]
+        return [int(number) for number in np.sum([none, *over_pieces(self.rows.pieces(), self.rows.read_keys, count, self.threads)], axis=0)]
 
     def _budgets(self) -> list[Budget]:
         if self.by is None:
@@ -144,7 +145,8 @@ class _Drawing:
         key, missing = kept_first(batch.score, self.direction)
         return KeyedRows(key, batch.example_id, group), missing
 
-    def _passes(self, count: Any) -> Iterable[Counted]:
+    def _passes(self, count: Callable[[KeyedRows], Counted], needs_ids: bool) -> Iterable[Counted]:
+        read = self.rows.read if needs_ids else self.rows.read_keys
         missing = 0
 
         def work(batches: Iterator[Batch]) -> tuple[Counted | None, int]:
@@ -157,7 +159,7 @@ class _Drawing:
                 total = part if total is None else total.add(part)
             return total, lost
 
-        for total, lost in over_pieces(self.rows, work, self.threads):
+        for total, lost in over_pieces(self.rows.pieces(), read, work, self.threads):
             missing += lost
             if total is not None:
                 yield total
@@ -235,7 +237,8 @@ class _Drawing:
         open_code: list[I32] = []
         seen = missing = top = 0
         full = np.zeros(self.rows.num_codes, dtype=np.int64)
-        for out in over_pieces(self.rows, lambda batches: self._emit(batches, bounds, cuts, any_cut), self.threads):
+        emit = partial(self._emit, bounds=bounds, cuts=cuts, any_cut=any_cut)
+        for out in over_pieces(self.rows.pieces(), self.rows.read, emit, self.threads):
             seen, missing, top, full = seen + out.rows, missing + out.missing, max(top, out.top), full + out.counts
             signal.extend(out.below, out.below_code)
             candidates.extend(out.candidate, out.candidate_code)
@@ -291,7 +294,7 @@ class _Drawing:
         def last(part: I64) -> U64:
             return part.view(np.uint64) ^ np.uint64(1 << 63)
 
-        bounds = find_bounds(wanted, sizes, lambda count: (count(rows) for _, rows in slices()), last, 2**14)
+        bounds = find_bounds(wanted, sizes, lambda count, _: (count(rows) for _, rows in slices()), last, 2**14)
         keep = np.zeros(len(ids), dtype=np.bool_)
         left: list[npt.NDArray[np.int64]] = []
         for start, rows in slices():

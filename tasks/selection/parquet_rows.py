@@ -26,6 +26,8 @@ MAX_GROUPS = 65536
 
 Piece = tuple[int, int]
 
+_NO_ID = np.zeros(1, dtype=np.int64)
+
 
 class ParquetRows:
     """Give id, score and group columns of a Parquet file, or of every .parquet file below a folder.
@@ -127,12 +129,20 @@ class ParquetRows:
 
     def read(self, piece: Piece) -> Iterator[Batch]:
         """Yield the rows of a row group, with null scores as NaN."""
-        columns = [self.id_column, self.score] + ([self.by] if self.by is not None else [])
-        for batch in self._batches(piece, columns):
+        return self._read(piece, [self.id_column])
+
+    def read_keys(self, piece: Piece) -> Iterator[Batch]:
+        """Yield the rows of a row group without their ids, which take as long to read as the rest."""
+        return self._read(piece, [])
+
+    def _read(self, piece: Piece, columns: list[str]) -> Iterator[Batch]:
+        wanted = [*columns, self.score] + ([self.by] if self.by is not None else [])
+        for batch in self._batches(piece, wanted):
             code = None
             if self.by is not None:
                 code = pc.index_in(_plain(batch.column(self.by)), value_set=self._values).to_numpy()
-            yield Batch(self._ids(batch.column(self.id_column)), _scores(batch.column(self.score)), code)
+            ids = self._ids(batch.column(self.id_column)) if columns else np.broadcast_to(_NO_ID, batch.num_rows)
+            yield Batch(ids, _scores(batch.column(self.score)), code)
 
     def _ids(self, column: pa.Array) -> I64:
         if column.null_count:
@@ -145,6 +155,10 @@ class ParquetRows:
         except pa.ArrowInvalid as error:
             raise InputError(f"scores {self.uri}: ids in {self.id_column!r} do not fit int64 ({error})") from error
 
+    def _column(self, piece: Piece, name: str) -> Iterator[pa.Array]:
+        for batch in self._batches(piece, [name]):
+            yield _plain(batch.column(name))
+
     def _find_groups(self, by: str, threads: int) -> None:
         kinds = {str(_value_type(metadata.schema.to_arrow_schema().field(by).type)) for metadata in self._metadata}
         kind = _value_type(self._metadata[0].schema.to_arrow_schema().field(by).type)
@@ -154,7 +168,7 @@ class ParquetRows:
                 or pa.types.is_boolean(kind)):
             raise InputError(f"scores {self.uri}: column {by!r} is {kind}; groups are integers, text or booleans")
         counts: Counter[Any] = Counter()
-        for found in over_pieces(_Column(self, by), _count_values, threads):
+        for found in over_pieces(self.pieces(), lambda piece: self._column(piece, by), _count_values, threads):
             counts.update(found)
             if len(counts) > MAX_GROUPS:
                 raise InputError(
@@ -170,20 +184,6 @@ class ParquetRows:
         self.num_codes = len(self.groups)
         self.code_counts = np.array([counts[value] for value in self.groups], dtype=np.int64)
         self._values = pa.array(self.groups, type=kind)
-
-
-class _Column:
-    """Give one column's arrays, piece by piece."""
-
-    def __init__(self, rows: ParquetRows, name: str) -> None:
-        self.rows, self.name = rows, name
-
-    def pieces(self) -> Sequence[Piece]:
-        return self.rows.pieces()
-
-    def read(self, piece: Piece) -> Iterator[pa.Array]:
-        for batch in self.rows._batches(piece, [self.name]):
-            yield _plain(batch.column(self.name))
 
 
 def _count_values(columns: Iterator[pa.Array]) -> Counter[Any]:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 I32 = npt.NDArray[np.int32]
 Result = TypeVar("Result")
-Read_co = TypeVar("Read_co", covariant=True)
+Read = TypeVar("Read")
+Piece = TypeVar("Piece")
 
 # Arrays of 2^17 rows stay in a core's cache between the steps of a pass.
 BATCH_ROWS = 2**17
@@ -58,27 +59,27 @@ class RowSource(Protocol):
 
     def read(self, piece: Any) -> Iterator[Batch]: ...
 
-
-class Pieces(Protocol[Read_co]):
-    """Be read piece by piece: the part of a RowSource that one pass needs."""
-
-    def pieces(self) -> Sequence[Any]: ...
-
-    def read(self, piece: Any) -> Iterator[Read_co]: ...
+    def read_keys(self, piece: Any) -> Iterator[Batch]:
+        """Yield as `read` does, for a pass that looks at no id: where ids cost time, zeros will do."""
+        ...
 
 
-def over_pieces(source: Pieces[Read_co], work: Callable[[Iterator[Read_co]], Result], threads: int) -> Iterator[Result]:
-    """Yield work(batches of a piece) for every piece, in order, at most `threads` at once and as many waiting."""
-    pieces = source.pieces()
+def over_pieces(
+    pieces: Sequence[Piece],
+    read: Callable[[Piece], Iterator[Read]],
+    work: Callable[[Iterator[Read]], Result],
+    threads: int,
+) -> Iterator[Result]:
+    """Yield work(read(piece)) for every piece, in order, at most `threads` at once and as many waiting."""
     if threads <= 1 or len(pieces) <= 1:
         for piece in pieces:
-            yield work(source.read(piece))
+            yield work(read(piece))
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="rows") as executor:
         waiting: deque[Future[Result]] = deque()
         try:
             for piece in pieces:
-                waiting.append(executor.submit(lambda piece: work(source.read(piece)), piece))
+                waiting.append(executor.submit(lambda piece: work(read(piece)), piece))
                 if len(waiting) >= 2 * threads:
                     yield waiting.popleft().result()
             while waiting:
@@ -144,6 +145,10 @@ class ArrayRows:
             None if self.code is None else self.code[part].astype(np.int32),
         )
 
+    def read_keys(self, piece: int) -> Iterator[Batch]:
+        """Yield the rows of a piece."""
+        return self.read(piece)
+
 
 @dataclass
 class _PartRows:
@@ -202,6 +207,10 @@ class IndexRows(_PartRows):
             table.column("example_id").to_numpy()[train], None, table.column("label").to_numpy()[train].astype(np.int32)
         )
 
+    def read_keys(self, piece: Part) -> Iterator[Batch]:
+        """Yield the train rows of an index part."""
+        return self.read(piece)
+
 
 class ScoreTableRows(_PartRows):
     """Give one column of a merged score table, with ids and labels."""
@@ -225,3 +234,7 @@ class ScoreTableRows(_PartRows):
             table.column(self.column).to_numpy(),
             table.column("label").to_numpy().astype(np.int32),
         )
+
+    def read_keys(self, piece: Part) -> Iterator[Batch]:
+        """Yield the rows of a score table part."""
+        return self.read(piece)

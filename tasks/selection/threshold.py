@@ -68,6 +68,11 @@ class Bounds:
     def _divided(self) -> Bools:
         return (self.rank > 0) & (self.rank < self.inside)
 
+    @property
+    def needs_ids(self) -> bool:
+        """Return whether the next digit to count is of the tie."""
+        return self.level >= _KEY_LEVELS
+
     def classify(self, rows: KeyedRows, tie: Tie) -> tuple[Bools, Bools]:
         """Return (below, inside), both (N,): whether a row is surely among the smallest, or may be."""
         if rows.group is None:
@@ -203,7 +208,7 @@ def given_counts(counts: npt.NDArray[np.int64]) -> Counted:
 def find_bounds(
     k: Sequence[int],
     sizes: Sequence[int],
-    passes: Callable[[Callable[[KeyedRows], Counted]], Iterable[Counted]],
+    passes: Callable[[Callable[[KeyedRows], Counted], bool], Iterable[Counted]],
     tie: Tie,
     limit: int,
     *,
@@ -211,12 +216,13 @@ def find_bounds(
 ) -> Bounds:
     """Return bounds within which at most `limit` rows are left to settle (in all groups together).
 
-    `passes(count)` makes one pass over all rows and yields counts of its pieces. `first` are the counts (65536,) of the
+    `passes(count, needs_ids)` makes one pass over all rows and yields counts of its pieces; without `needs_ids` it may
+    leave the ids zero. `first` are the counts (65536,) of the
     keys' top digit where they are known, one group only. At most 8 passes; 1 or 2 for scores that mostly differ.
     """
     bounds = Bounds(k, sizes)
     if first is not None and bounds.open_rows > 0:
         bounds.narrow(given_counts(first))
     while bounds.open_rows > limit and bounds.level < _LEVELS:
-        bounds.narrow(counted(passes(lambda rows: bounds.count(rows, tie))))
+        bounds.narrow(counted(passes(lambda rows: bounds.count(rows, tie), bounds.needs_ids)))
     return bounds

@@ -85,7 +85,7 @@ def test_refining_by_many_passes_gives_what_one_sort_gives(
         return np.array([oracle.hash64("tie", seed, example) for example in ids.tolist()], dtype=np.uint64)
 
     halves = [keyed.part(0, rows.num_rows // 2), keyed.part(rows.num_rows // 2, rows.num_rows)]
-    bounds = threshold.find_bounds([m], [rows.num_rows], lambda count: map(count, halves), tie, limit)
+    bounds = threshold.find_bounds([m], [rows.num_rows], lambda count, _: map(count, halves), tie, limit)
     assert bounds.open_rows <= limit
     below, inside = bounds.classify(keyed, tie)
     below[inside] = bounds.settle(threshold.KeyedRows(key[inside], rows.example_id[inside]), tie)

@@ -63,10 +63,11 @@ def _columns(store: Store, seal: Seal) -> dict[str, list[Any]]:
 def test_every_selection_is_the_oracles(case: Case) -> None:
     store, inputs = case
     assert inputs.merge is not None
-    batches = [batch for part in inputs.merge.parts for batch in ScoreTableRows(store, inputs.merge, "el2n", 10).read(part)]
-    ids = np.concatenate([batch.example_id for batch in batches]).tolist()
-    mine = [batch for part in inputs.merge.parts for batch in ScoreTableRows(store, inputs.merge, "mine", 10).read(part)]
-    columns = {"el2n": batches, "mine": mine}
+    columns = {}
+    for column in ("el2n", "mine"):
+        rows = ScoreTableRows(store, inputs.merge, column, 10)
+        columns[column] = [batch for part in rows.pieces() for batch in rows.read(part)]
+    ids = np.concatenate([batch.example_id for batch in columns["mine"]]).tolist()
     seals = selection_stage(_units(inputs, 11, *SPECS), inputs, store, SerialPool())
     for seal, (name, spec) in zip(seals, SPECS.items()):
         scores = np.concatenate([batch.score for batch in columns[spec.score or "el2n"]])  # type: ignore[misc]

@@ -120,6 +120,9 @@ class _Generated:
         ids = np.arange(piece, min(piece + 2**16, self.num_rows), dtype=np.int64)
         yield Batch(ids, np.zeros(len(ids), dtype=np.float32), None)
 
+    def read_keys(self, piece: int) -> Iterator[Batch]:
+        return self.read(piece)
+
 
 def test_trap_13_memory_does_not_grow_with_the_rows_even_if_all_tie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrated, "_OPEN_ROWS", 2**13)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -274,3 +274,42 @@ def test_edges_of_size(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [7], "difficulty": [0.0]}).slice(0, 0), tmp_path / "none.parquet")
     with pytest.raises(InputError, match="no rows"):
         _select(str(tmp_path / "none.parquet"), tmp_path / "of-none", keep=1.0)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """Return the URI of a bucket on a server in this process."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        from cluster.s3 import S3Objects
+
+        S3Objects("s3://scores").fs.mkdir("scores")
+        yield "s3://scores"
+    server.stop()
+
+
+def test_scores_and_out_in_s3(tmp_path: Path, bucket: str) -> None:
+    from cluster.s3 import S3Objects
+
+    folder = _write(tmp_path, _frame(), 3)
+    objects = S3Objects(bucket)
+    for path in Path(folder).rglob("*.parquet"):
+        objects.replace(f"in/{path.relative_to(folder)}", path.read_bytes())
+    _select(folder, tmp_path / "local.parquet")
+    _select(f"{bucket}/in", f"{bucket}/out.parquet")
+    assert objects.read("out.parquet") == (tmp_path / "local.parquet").read_bytes()
+    with pytest.raises(InputError, match="lies inside"):
+        _select(f"{bucket}/in", f"{bucket}/in/out.parquet")
+    with pytest.raises(InputError, match="is not there"):
+        _select(f"{bucket}/nothing", f"{bucket}/out.parquet")
+    with pytest.raises(InputError, match="did you mean"):
+        _select(f"{bucket}/in", f"{bucket}/out.parquet", score="dificulty")
+    assert objects.read("out.parquet") == (tmp_path / "local.parquet").read_bytes()

@@ -1,0 +1,69 @@
+"""Runs of the command in a process of its own, to be killed, interrupted and run again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs/quickstart.yaml")
+SETTINGS = (
+    "data.shard_rows=100", "score.scores=[el2n,forgetting]", "proxy.epochs=4", "train.replicates=3", "train.steps=120",
+    "proxy.checkpoint_every_s=0", "train.checkpoint_every_s=0", "train.full=false",
+)  # fmt: skip
+
+
+def start(store: Path, *settings: str) -> subprocess.Popen[str]:
+    """Start `secateur run` on the store, in a session of its own, with SIGINT as a shell in the foreground leaves it."""
+    sets = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "RAY_ADDRESS")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", CONFIG, "--store", str(store), *sets],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+
+
+def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool], timeout_s: float = 120) -> None:
+    """Wait until something happened in the store, while the run goes on."""
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        if process.poll() is not None:
+            out, error = process.communicate()
+            raise AssertionError(f"the run ended with {process.returncode} before it could be stopped: {out} {error}")
+        assert time.monotonic() < deadline, "the run did not come so far"
+        time.sleep(0.002)
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the driver and all its descendants."""
+    driver = psutil.Process(process.pid)
+    return [driver, *driver.children(recursive=True)]
+
+
+def assert_gone(processes: list[psutil.Process], within_s: float = 15) -> None:
+    """Assert that every process has ended within the time."""
+    _, alive = psutil.wait_procs(processes, timeout=within_s)
+    left = [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not left, [process.cmdline()[:4] for process in left]
+
+
+def published(store: Path, pattern: str = "stages/*/parts/*") -> dict[str, tuple[int, int, bytes]]:
+    """Return name -> (inode, mtime, bytes) of every object that matches."""
+    return {
+        str(path.relative_to(store)): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+        for path in store.glob(pattern)
+        if path.is_file()
+    }
