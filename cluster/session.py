@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -156,6 +157,7 @@ class RaySession:
         self.worker_code: list[str] = [str(folder) for folder in self.code]
         self.owns_connection = False
         self._folder: Path | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self._owns_scratch = False
         self._printer: Any = None
         self._pools: list[RayPool] = []
@@ -197,6 +199,11 @@ class RaySession:
         import ray
 
         self._folder = _short_folder()
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", str(Path(__file__).with_name("guard.py")), str(self._folder)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         environment: dict[str, str] = {}
         if "site-packages" not in PROJECT_ROOT.parts:
             environment["PYTHONPATH"] = os.pathsep.join(
@@ -273,6 +280,12 @@ class RaySession:
         if self._printer is not None and ray is not None:
             ray._private.worker.print_to_stdstream = self._printer
             self._printer = None
+        if self._guard is not None:
+            assert self._guard.stdin is not None
+            self._guard.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(timeout=3)
+            self._guard = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None

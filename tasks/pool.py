@@ -7,26 +7,24 @@ from typing import Any, Protocol, TypeVar
 
 from tasks.spec import Resources
 
-Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
-Result = TypeVar("Result")
-ItemIn = TypeVar("ItemIn", contravariant=True)
-ResultOut = TypeVar("ResultOut", covariant=True)
+Item_contra = TypeVar("Item_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, items done, items in all) whenever an item is done; stage label as given to `map`."""
 
 
-class Worker(Protocol[Item, Loaded, Result]):
+class Worker(Protocol[Item_contra, Loaded, Result_co]):
     """Be a long-lived worker: heavy things are loaded once, in its constructor.
 
     `load` of the next item may run in another thread while `compute` of this one runs; `compute` never runs twice at
     once in one worker. Both must be safe to repeat: an item is done again when its worker dies.
     """
 
-    def load(self, item: Item) -> Loaded: ...
+    def load(self, item: Item_contra) -> Loaded: ...
 
-    def compute(self, item: Item, loaded: Loaded) -> Result: ...
+    def compute(self, item: Item_contra, loaded: Loaded) -> Result_co: ...
 
 
 class Pool(Protocol):

@@ -55,7 +55,8 @@ def calibrated_selection(
 
     `histogram` is the sparse count of the scores' top 16 sortable bits, where another stage has made it: it saves a
     pass. `by` names what the rows' codes group: the budget is then proportional to the groups, by largest remainder,
-    and the protocol is carried out in each. Without it codes are classes, counted for the record. Passes over the
+    and the protocol is carried out in each; selections of growing `keep` are then nested only in the groups whose
+    budgets grow. Without it codes are classes, counted for the record. Passes over the
     rows are repeated; memory is that of the selected rows and of at most max(2^20, m/2) undecided ones.
 
     Raises InputError on NaN scores, repeated ids among the selected rows, an empty budget, or an undefined design.
@@ -118,7 +119,8 @@ class _Drawing:
         def count(batches: Iterator[Batch]) -> npt.NDArray[np.int64]:
             return np.asarray(np.sum([none, *map(self._code_counts, batches)], axis=0), dtype=np.int64)
 
-        return [int(number) for number in np.sum([none, *over_pieces(self.rows.pieces(), self.rows.read_keys, count, self.threads)], axis=0)]
+        found = over_pieces(self.rows.pieces(), self.rows.read_keys, count, self.threads)
+        return [int(number) for number in np.sum([none, *found], axis=0)]
 
     def _budgets(self) -> list[Budget]:
         if self.by is None:

@@ -25,7 +25,7 @@ def test_bundled_sets_are_scikit_learns(tmp_path: Path, name: str) -> None:
     assert np.array_equal(loaded.y, y[loaded.position])
 
 
-@pytest.mark.parametrize(("name", "words"), [("digit", ("did you mean 'digits'?",)), ("diabetes", ("known:",))])
+@pytest.mark.parametrize(("name", "words"), [("digit", ("did you mean 'digits'?",)), ("faces", ("known:", "digits"))])
 def test_sets_that_are_not_bundled(tmp_path: Path, name: str, words: tuple[str, ...]) -> None:
     refused(tmp_path, DataSpec(source="sklearn", train=name), repr(name), *words)
 

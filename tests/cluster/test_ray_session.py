@@ -1,0 +1,247 @@
+"""Starting, joining and leaving Ray, in processes of their own: what is started ends, whatever becomes of the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.errors import InputError
+from cluster.session import RaySession, parse_address, probe
+
+HERE = str(Path(__file__).parent)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Return a function that runs Python text in a process group of its own; its children are ended after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(text: str, **environment: str) -> subprocess.Popen[str]:
+        head = f"""
+        import sys, json, os, signal, psutil
+        sys.path.insert(0, {HERE!r})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        from pathlib import Path
+        from cluster.session import RaySession
+        from tasks.spec import Resources
+        def children():
+            return [child.pid for child in psutil.Process().children(recursive=True)]
+        """
+        child = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(text)],
+            env={**child, "HOME": str(tmp_path / "home"), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def _all_gone(pids: list[int], seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    for pid in pids:
+        try:
+            psutil.Process(pid).wait(max(0.1, until - time.monotonic()))
+        except psutil.NoSuchProcess:
+            continue
+        except psutil.TimeoutExpired:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+def test_a_local_session_is_quiet_on_loopback_and_leaves_nothing(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = start(
+        """
+        from pool_workers import Square
+        handler = signal.getsignal(signal.SIGTERM)
+        with RaySession("local", code=sys.argv[1:] or [os.environ["CODE"]], num_cpus=2) as session:
+            folder = str(session._folder)
+            got = sorted(session.pool().map(Square, range(5), label="square", resources=Resources()))
+            kept = signal.getsignal(signal.SIGTERM) is handler
+            pids = children()
+            addresses = {
+                connection.laddr.ip
+                for pid in pids
+                for connection in psutil.Process(pid).net_connections()
+                if connection.status == "LISTEN"
+            }
+        print(json.dumps([got, kept, pids, sorted(addresses), folder]))
+        """,
+        CODE=HERE,
+    )
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    got, kept, pids, addresses, folder = json.loads(out)
+    assert got == [[index, index * index] for index in range(5)]
+    assert kept
+    assert addresses
+    assert all(address.rpartition(":")[2] in ("127.0.0.1", "1") for address in addresses)
+    assert _all_gone(pids, 5)
+    assert not Path(folder).exists()
+    assert not (tmp_path / "home" / ".ray").exists()
+    assert err == ""
+
+
+def test_ray_dies_with_a_killed_driver(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(
+        """
+        from pool_workers import Marks
+        from functools import partial
+        with RaySession("local", num_cpus=2) as session:
+            pool = session.pool()
+            pool.code = (sys.path[0],)
+            results = pool.map(partial(Marks, os.getcwd(), 0.05), range(10**6), label="long", resources=Resources())
+            next(results)
+            print(json.dumps(children()), flush=True)
+            for _ in results:
+                pass
+        """
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.communicate()[1]
+    pids = json.loads(line)
+    names = " ".join(" ".join(psutil.Process(pid).cmdline()) for pid in pids)
+    assert "gcs_server" in names
+    assert "raylet" in names
+    assert "Host" in names
+    process.kill()
+    assert _all_gone(pids, 15)
+
+
+def test_an_interrupt_of_the_whole_group_leaves_time_to_clean_up(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(
+        """
+        from pool_workers import Marks
+        from functools import partial
+        started = []
+        with RaySession("local", num_cpus=2) as session:
+            pool = session.pool()
+            pool.code = (sys.path[0],)
+            try:
+                results = pool.map(partial(Marks, os.getcwd(), 0.2), range(10**6), label="long", resources=Resources())
+                next(results)
+                print(json.dumps(children()), flush=True)
+                for _ in results:
+                    pass
+            except KeyboardInterrupt:
+                names = [" ".join(psutil.Process(pid).cmdline()) for pid in children()]
+                up = [any(word in name for name in names) for word in ("gcs_server", "raylet")]
+                print(json.dumps(up), flush=True)
+        print("closed")
+        """
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.communicate()[1]
+    os.killpg(process.pid, signal.SIGINT)
+    begun = time.monotonic()
+    out, err = process.communicate(timeout=30)
+    assert time.monotonic() - begun < 10
+    assert out.split("\n")[:2] == ["[true, true]", "closed"], err
+    assert process.returncode == 0
+    assert _all_gone(json.loads(line), 5)
+
+
+def test_joining_ships_the_code_and_leaves_the_cluster_up(
+    start: Callable[..., subprocess.Popen[str]], ray_session: Any, tmp_path: Path
+) -> None:
+    import ray
+
+    code = tmp_path / "mine"
+    code.mkdir()
+    (code / "my_worker.py").write_text(
+        "import my_part, tasks.spec\n"
+        "class Told:\n"
+        "    def load(self, item): pass\n"
+        "    def compute(self, item, loaded): return [my_part.VALUE, my_part.__file__, tasks.spec.__file__]\n"
+    )
+    (code / "my_part.py").write_text("VALUE = 17\n")
+    (code / ".git").mkdir()
+    (code / ".git" / "large").write_bytes(b"x" * 1000)
+    before = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    process = start(
+        """
+        with RaySession(os.environ["ADDRESS"], code=[os.environ["CODE"]]) as session:
+            sys.path.insert(0, os.environ["CODE"])
+            from my_worker import Told
+            (_, told), = session.pool().map(Told, [1], label="told", resources=Resources())
+            shipped = sorted(str(path.relative_to(session.scratch)) for path in session.scratch.rglob("*mine*"))
+        print(json.dumps(told))
+        """,
+        ADDRESS=ray_session.address,
+        CODE=str(code),
+        **{name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")},
+    )
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    value, part, spec = json.loads(out)
+    assert value == 17
+    for path in (part, spec):
+        assert "working_dir_files" in path
+    assert {node["NodeID"] for node in ray.nodes() if node["Alive"]} == before
+
+
+def test_an_address_where_nothing_answers_is_an_input_error(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(
+        """
+        from cluster.errors import InputError
+        said = []
+        for address in ("127.0.0.1:1", "auto"):
+            try:
+                with RaySession(address):
+                    pass
+            except InputError as error:
+                said.append(str(error))
+        print(json.dumps(said))
+        """,
+        RAY_ADDRESS="127.0.0.1:2",
+    )
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    first, second = json.loads(out)
+    assert "no Ray cluster answers at 127.0.0.1:1 " in first
+    assert "no Ray cluster answers at 127.0.0.1:2 " in second
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:", ":6379", "head:port", "head:0", "head:70000"])
+def test_addresses_that_cannot_be_meant(address: str) -> None:
+    with pytest.raises(InputError, match="not supported|not local, auto or HOST:PORT"):
+        parse_address(address)
+
+
+def test_probe_names_the_address() -> None:
+    assert parse_address("[::1]:6379") == ("::1", 6379)
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9 .*ray start --head"):
+        probe("127.0.0.1:9", 1.0)
+
+
+def test_a_connected_process_keeps_its_connection(ray_session: Any) -> None:
+    import ray
+
+    with RaySession("local") as session:
+        assert not session.owns_connection
+    assert ray.is_initialized()
