@@ -200,7 +200,7 @@ class RaySession:
 
         self._folder = _short_folder()
         self._guard = subprocess.Popen(
-            [sys.executable, "-I", str(Path(__file__).with_name("guard.py")), str(self._folder)],
+            [sys.executable, "-I", str(Path(__file__).with_name("guard.py")), str(self._folder), str(os.getpid())],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )

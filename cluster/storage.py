@@ -44,10 +44,17 @@ class FileObjects:
         self.root = root
 
     def _scratch(self, data: bytes) -> Path:
-        folder = self.root / "tmp"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / uuid.uuid4().hex
-        with path.open("xb") as file:
+        path = self.root / "tmp" / uuid.uuid4().hex
+        # Another process may take an empty tmp folder away (`tidy`) between the two steps.
+        for last in (False, False, True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                file = path.open("xb")
+                break
+            except FileNotFoundError:
+                if last:
+                    raise
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -101,6 +108,12 @@ class FileObjects:
 
     def open(self, name: str) -> BinaryIO:
         return (self.root / name).open("rb")
+
+    def tidy(self) -> None:
+        """Take the scratch folder and the root away where they are empty."""
+        with contextlib.suppress(OSError):
+            (self.root / "tmp").rmdir()
+            self.root.rmdir()
 
 
 class Store:
@@ -158,6 +171,8 @@ class Store:
         try:
             self.create(name, b"probe")
             self.remove(name)
+            if isinstance(self.objects, FileObjects):
+                self.objects.tidy()
         except (OSError, StoreError) as error:
             raise InputError(
                 f"store {self.uri} cannot be written ({error}); name a writable place with --store or SECATEUR_STORE"

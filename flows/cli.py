@@ -104,7 +104,9 @@ def select(
         list[str] | None, typer.Option("--param", help="Parameter of the protocol: gamma=0.5.", metavar="NAME=VALUE")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of ties and exploration.")] = 0,
-    id_column: Annotated[str, typer.Option("--id-column", help="Id column, int64.", metavar="C")] = "example_id",
+    id_column: Annotated[
+        str | None, typer.Option("--id-column", help="Integer id column. Default: example_id, or id.", metavar="C")
+    ] = None,
     by: Annotated[str | None, typer.Option("--by", help="Column of groups that get proportional budgets.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -13,12 +13,14 @@ from pydantic import BaseModel, ValidationError, field_validator, model_validato
 
 from cluster.errors import InputError
 from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
+from tasks import recipes
 from tasks.imports import nearest
+from tasks.models import BUILTIN_MODELS
 from tasks.proxy import ProxySpec
 from tasks.score import ScoreSpec, score_columns
 from tasks.selection.spec import SelectionSpec
 from tasks.sources.spec import DataSpec
-from tasks.spec import Resources, Spec, setting
+from tasks.spec import Recipe, Resources, Spec, Use, setting
 from tasks.train import TrainSpec
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -99,6 +101,25 @@ class ReportSpec(Spec):
     )
 
 
+def check_names(stage: str, model: Use, recipe: Recipe) -> None:
+    """Raise InputError when a model or a piece of a recipe is neither built in nor an import path."""
+    named: list[tuple[str, Use | None, dict[str, str]]] = [
+        ("model", model, BUILTIN_MODELS),
+        ("transform", recipe.transform, recipes.TRANSFORMS),
+        ("augment", recipe.augment, recipes.AUGMENTS),
+        ("loss", recipe.loss, recipes.LOSSES),
+        ("optimizer", recipe.optimizer, recipes.OPTIMIZERS),
+        ("schedule", recipe.schedule, recipes.SCHEDULES),
+        ("collate", recipe.collate, recipes.COLLATES),
+    ]
+    for what, use, known in named:
+        if use is not None and ":" not in use.use and use.use not in known:
+            raise InputError(
+                f"{stage}: {what} {use.use!r} is not built in; {nearest(use.use, list(known))}, "
+                "or give package.module:callable"
+            )
+
+
 class RunConfig(Spec):
     """Hold a whole run."""
 
@@ -123,6 +144,9 @@ class RunConfig(Spec):
             raise InputError("the configuration has no scores: give `proxy` and `score`, or your own as `scores: URI`")
         if self.scores is not None and (self.score is not None or self.proxy is not None):
             raise InputError("`scores` replaces `proxy` and `score`: leave these two out, or leave `scores` out")
+        check_names("train", self.train.model, self.train.recipe)
+        if self.proxy is not None:
+            check_names("proxy", self.proxy.model, self.proxy.recipe)
         if self.score is not None and self.proxy is not None:
             known = [name for name, end in score_columns(self.score, self.proxy.seeds).items() if end is not None]
             for arm in self.select.arms:

@@ -40,7 +40,7 @@ def _require_api_url() -> str:
     if url is None:
         raise InputError(
             "no Prefect server is named: a deployment outlives this command, so it needs one that does too. "
-            "Start it with `prefect server start`, then set PREFECT_API_URL=http://127.0.0.1:4200/api and run this again"
+            "Start it with `prefect server start`, set PREFECT_API_URL=http://127.0.0.1:4200/api, and run this again"
         )
     return url
 

@@ -132,7 +132,7 @@ def write_report_again(run: str, store_uri: str) -> None:
 
 def run_select(
     scores: str, score: str, direction: str, keep: float, protocol: str, alpha: float | None, params: list[str],
-    seed: int, id_column: str, by: str | None, out: str, as_json: bool,
+    seed: int, id_column: str | None, by: str | None, out: str, as_json: bool,
 ) -> None:
     """Select from any score table and print a summary."""
     from tasks.standalone import select_file
@@ -147,3 +147,5 @@ def run_select(
     for name, value in summary.items():
         if not isinstance(value, dict | list):
             print(f"{name:<20}{value}")
+    for note in summary.get("notes", []):
+        print(f"note: {note}")

@@ -219,7 +219,9 @@ class ScoreWorker:
         kept: dict[str, list[list[F32]]] = {}
         for start in range(0, size, rows):
             # A short batch repeats its last row: what a row is computed with must not depend on the shard's size.
-            at = np.minimum(np.arange(start, start + rows), size - 1)
+            at = slice(start, start + rows)
+            if size < start + rows:
+                at = np.minimum(np.arange(start, start + rows), size - 1)
             inputs = self.pipeline.prepare(examples.x[at])
             targets = torch.from_numpy(examples.y[at]).to(self.device)
             for share, names in self.from_batch.items():

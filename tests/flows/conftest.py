@@ -57,7 +57,9 @@ def start_script(tmp_path: Path) -> Iterator[Start]:
         path = tmp_path / f"script{len(started)}.py"
         path.write_text(textwrap.dedent(source))
         base = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        base |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'flows'}", "PREFECT_PROFILES_PATH": str(tmp_path / "none.toml")}
+        base |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'flows'}", "PREFECT_PROFILES_PATH": str(tmp_path / "none")}
+        # A child inherits that SIGINT is ignored, as it is where the tests run in the background of a shell.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(
             [sys.executable, str(path), *arguments],
             env=base | (env or {}),
@@ -66,8 +68,8 @@ def start_script(tmp_path: Path) -> Iterator[Start]:
             stderr=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
+        signal.signal(signal.SIGINT, before)
         started.append(process)
         return process
 

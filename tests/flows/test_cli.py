@@ -1,0 +1,121 @@
+"""The command: exit codes, one message on wrong input, nothing written, light start-up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.storage import Store
+from flows import cli
+from flows.config import load_config
+from flows.plan import make_plan
+from tasks.pool import SerialPool
+from tests.flows.serial_run import run_serially
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = str(ROOT / "configs/quickstart.yaml")
+SMALL = ("proxy.epochs=1", "train.steps=5", "train.replicates=2", "score.scores=[el2n]", "proxy.seeds=2")
+
+
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Run the command in this process and return (exit code, standard output, standard error)."""
+    monkeypatch.setattr(sys, "argv", ["secateur", *words])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    out, error = capsys.readouterr()
+    return code, out, error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "no/such/file.yaml"], "cannot be read"),
+        (["run", QUICKSTART, "--set", "select.kep=0.1"], "did you mean 'keep'"),
+        (["run", QUICKSTART, "--set", "data.train=digit"], "digits"),
+        (["run", QUICKSTART, "--set", "data.source=parquet", "--set", "data.train=/no/such/data"], "/no/such/data"),
+        (["run", QUICKSTART, "--set", "train.model.use=mlpp"], "mlp"),
+        (["run", QUICKSTART, "--set", "train.model.use=nowhere:Net"], "nowhere"),
+        (["run", QUICKSTART, "--ray", "127.0.0.1:1"], "127.0.0.1:1"),
+        (["run", QUICKSTART, "--store", "/proc/no"], "cannot be written"),
+        (["run", QUICKSTART, "--store", "gopher://x"], "scheme"),
+        (["resume", "nothing"], "no run 'nothing'"),
+        (["show", "nothing"], "no run 'nothing'"),
+        (["plan", QUICKSTART, "--set", "seed=x"], "seed"),
+    ],
+)
+def test_wrong_input_gets_code_2_one_message_and_no_write(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    if "--store" not in words:
+        words = [*words, "--store", str(store)]
+    code, out, error = command(monkeypatch, capsys, *words)
+    assert code == 2, error
+    assert message in error and error.startswith("secateur: ") and error.count("\n") == 1
+    assert out == "" and not store.exists()
+
+
+def test_nan_features_are_refused_by_the_whole_command(tmp_path: Path) -> None:
+    rows = np.zeros((60, 3), dtype=np.float32)
+    rows[41, 1] = np.nan
+    table = pa.table({"a": rows[:, 0], "b": rows[:, 1], "c": rows[:, 2], "label": np.arange(60) % 2})
+    pq.write_table(table, tmp_path / "data.parquet")
+    sets = ["data.source={use: parquet, args: {features: [a, b, c]}}", f"data.train={tmp_path}/data.parquet",
+            "proxy.recipe={}", "train.recipe={}"]  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "run", QUICKSTART, "--store", str(tmp_path / "store"),
+         *(word for text in sets for word in ("--set", text))],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2, run.stderr
+    assert "NaN" in run.stderr and run.stderr.count("\n") == 1 and "Traceback" not in run.stderr
+    assert run.stdout == "" and not (tmp_path / "store").exists()
+
+
+def test_a_finished_run_is_shown_without_ray_or_prefect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    plan = make_plan(load_config(QUICKSTART, SMALL))
+    expected = run_serially(plan, Store(str(store)), SerialPool())
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    sets = [word for text in SMALL for word in ("--set", text)]
+    code, out, error = command(monkeypatch, capsys, "run", QUICKSTART, "--store", str(store), *sets, "--json")
+    assert code == 0 and json.loads(out) == expected
+    assert "is finished" in error
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    code, out, _ = command(monkeypatch, capsys, "show", plan.run_name, "--store", str(store))
+    assert code == 0 and "report: " in out and "random" in out
+    code, out, _ = command(monkeypatch, capsys, "plan", QUICKSTART, "--store", str(store), *sets, "--json")
+    assert code == 0 and all(stage["left"] == 0 for stage in json.loads(out)["stages"])
+    changed = [*sets, "--set", "select.keep=0.3"]
+    code, out, _ = command(monkeypatch, capsys, "plan", QUICKSTART, "--store", str(store), *changed, "--json")
+    document = json.loads(out)
+    assert {stage["stage"] for stage in document["stages"] if stage["left"]} == {"select", "subset", "train"}
+    assert document["changed"] == ["select", "train"]
+    code, out, _ = command(monkeypatch, capsys, "status", "--store", str(store), "--json")
+    assert code == 0 and json.loads(out)[0]["run"] == plan.run_name
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plan", QUICKSTART, "--store", "STORE"]])
+def test_help_and_plan_import_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv[0] = 'secateur'\n"
+        "from flows.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'ray', 'prefect', 'pyarrow', 'sklearn', 'scipy', 's3fs'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    words = [str(tmp_path) if word == "STORE" else word for word in words]
+    run = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
