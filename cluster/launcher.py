@@ -177,7 +177,8 @@ class RayLauncher:
             if isinstance(own, SecateurError):
                 raise own
             if own is not None:
-                raise StageError(f"{name}: the training failed ({_told(failures)}). Mend the cause and run again") from own
+                told = _told(failures)
+                raise StageError(f"{name}: the training failed ({told}). Mend the cause and run again") from own
             _log.info("%s: try %d of %d failed (%s)", name, attempt + 1, resources.retries + 1, _told(failures))
         raise StageError(
             f"{name}: workers failed in {resources.retries + 1} tries ({_told(failures)}); its checkpoints are in the "

@@ -129,6 +129,24 @@ def _find_address() -> str:
     return str(found)
 
 
+def _reachable(address: str) -> str:
+    """Return the HOST:PORT at which a cluster answers. Raises InputError, within seconds, where none does."""
+    probe(address)
+    host, port = parse_address(address)
+    from ray._private import ray_constants, services
+
+    # Ray takes a loopback address to mean this machine's other one, where a head that is bound to loopback is not.
+    other = services.resolve_ip_for_localhost(host)
+    if other != host:
+        try:
+            probe(f"{other}:{port}", 1.0)
+        except InputError:
+            ray_constants.ENABLE_RAY_CLUSTER = False
+    # Each try is bound by 5 s and waits 1 s; Ray's own number of them, 20, is for a head that is starting.
+    ray_constants.NUM_REDIS_GET_RETRIES = 2
+    return address
+
+
 class RaySession:
     """Hold a Ray session as a context manager; make pools and launchers in it.
 
@@ -225,8 +243,7 @@ class RaySession:
     def _join(self) -> None:
         import ray
 
-        address = _find_address() if self.address == "auto" else self.address
-        probe(address)
+        address = _reachable(_find_address() if self.address == "auto" else self.address)
         assert self.scratch is not None
         package = self.scratch / f"ship-{uuid.uuid4().hex}"
         self.worker_code = stage_code(self.code, package)

@@ -125,10 +125,17 @@ def deploy(
     ray: Ray = "local",
 ) -> None:
     """Make a Prefect deployment of a configuration, scheduled if --cron is given."""
+    from cluster.storage import Store
     from flows.config import load_config
     from flows.deployment import deploy as make_deployment
+    from flows.plan import make_plan
 
-    print(make_deployment(load_config(config, sets or ()), cron=cron, store=store, ray=ray))
+    planned = make_plan(load_config(config, sets or ()))
+    made = make_deployment(
+        planned.config.model_dump(mode="json"), name=planned.config.name, store=Store(store).uri, ray=ray, cron=cron
+    )
+    print(f"deployment {made.name} on work pool {made.pool}" + (f", scheduled {made.cron}" if made.cron else ""))
+    print("run what is due with: secateur serve")
 
 
 @app.command()

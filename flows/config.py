@@ -247,7 +247,7 @@ def _first_problem(error: ValidationError) -> str:
     # An unknown key often causes a missing one: name the unknown first.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
-    place = [part for part in problem["loc"]]
+    place = list(problem["loc"])
     name = ".".join(str(part) for part in place)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":

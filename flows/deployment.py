@@ -104,9 +104,8 @@ def deploy(
     is missing. `config` must hold plain JSON values, and no path relative to this machine's working folder. Raises
     InputError on a bad `cron`, and without a Prefect server that lasts.
     """
-    _require_api_url()
-    schedules = [_schedule(cron)] if cron is not None else []
     with _lasting_api():
+        schedules = [_schedule(cron)] if cron is not None else []
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.actions import WorkPoolCreate
         from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy

@@ -48,23 +48,28 @@ def finished_results(plan: Plan, store: Store) -> dict[str, Any] | None:
 def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict[str, Any]:
     """Run the flow in this process, with a Prefect server of our own unless PREFECT_API_URL names one."""
     from flows.server import prefect_api
-    from flows.signals import Interrupted, interruptible
+    from flows.signals import interruptible
 
     again = f"secateur resume {plan.run_name} --store {shlex.quote(store.uri)}"
     with tempfile.TemporaryDirectory(prefix="secateur-prefect-") as folder:
         scratch = Path(folder)
         try:
-            with interruptible(), prefect_api(scratch):
-                from flows.pipeline import prune
-                from flows.stage_task import run_flow
+            with interruptible() as guard:
+                try:
+                    with prefect_api(scratch):
+                        from flows.pipeline import prune
+                        from flows.stage_task import run_flow
 
-                results: dict[str, Any] = run_flow(
-                    prune, config.model_dump(mode="json"), store.uri, ray, plan.run_name
-                )
-                return results
-        except Interrupted as signal:
-            print(f"secateur: interrupted; go on with: {again}", file=sys.stderr)
-            sys.exit(signal.exit_code)
+                        results: dict[str, Any] = run_flow(
+                            prune, config.model_dump(mode="json"), store.uri, ray, plan.run_name
+                        )
+                        return results
+                except BaseException:
+                    # Whatever Ray or Prefect made of the signal's exception on its way, the signal is what ended the run.
+                    if guard.received is None:
+                        raise
+                    print(f"secateur: interrupted; go on with: {again}", file=sys.stderr)
+                    sys.exit(128 + guard.received)
         except InputError:
             raise
         except SecateurError as error:

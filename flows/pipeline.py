@@ -155,7 +155,7 @@ def merge_inputs(plan: Plan, index: Seal, scores: Seal | None) -> MergeInputs:
 
 def distinct(plan: Plan) -> dict[str, SelectionUnit]:
     """Return the selections by key, each once."""
-    return {key: unit for key, unit in plan.selections.values()}
+    return dict(plan.selections.values())
 
 
 def train_inputs(

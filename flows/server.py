@@ -29,7 +29,7 @@ STOP_TIMEOUT_S = 2.0
 PROBE_TIMEOUT_S = 5.0
 
 
-def _migrated_database() -> Path:
+def migrated_database() -> Path:
     """Return where an empty database with all of Prefect's migrations is kept: they take 5 s, a copy 1 ms."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return cache / "secateur" / f"prefect-{importlib.metadata.version('prefect')}.db"
@@ -55,7 +55,7 @@ class OwnServer:
         """Start the process and return at once; `wait` says when it answers."""
         database = self.home / "prefect.db"
         with contextlib.suppress(OSError):
-            shutil.copyfile(_migrated_database(), database)
+            shutil.copyfile(migrated_database(), database)
             self._copied = True
         # The port is bound here, so it cannot be lost to another process between the choice and the server's start.
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener, self.log.open("ab") as log:
@@ -137,13 +137,13 @@ class OwnServer:
     def _discard_copy(self) -> None:
         self.stop()
         self._copied = False
-        _migrated_database().unlink(missing_ok=True)
+        migrated_database().unlink(missing_ok=True)
         for path in self.home.glob("prefect.db*"):
             path.unlink()
 
     def _keep_database(self) -> None:
         """Keep a copy of the new, empty database for the next server. Failing costs only the next one's start."""
-        kept = _migrated_database()
+        kept = migrated_database()
         scratch = kept.with_name(f".{kept.name}.{secrets.token_hex(8)}")
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -73,8 +73,8 @@ def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
         rows = []
         for name in list_runs(store):
             attempts = attempt_states(store, name)
-            state = attempts[-1].state if attempts else "recorded"
-            rows.append({"run": name, "state": state, "attempts": len(attempts)})
+            newest = attempts[-1].state if attempts else "recorded"
+            rows.append({"run": name, "state": newest, "attempts": len(attempts)})
         if as_json:
             print_json(rows)
         elif rows:

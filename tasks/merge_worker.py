@@ -21,7 +21,7 @@ from tasks.pool import FunctionWorker, SerialPool
 from tasks.schemas import TRAIN, score_table_schema
 from tasks.selection.order import DIGIT_BITS, sortable_bits
 from tasks.sources.protocol import Shard
-from tasks.tables import decode_table, encode_table, load_part, part_check
+from tasks.tables import decode_table, encode_table, load_part, part_check, with_metadata
 
 if TYPE_CHECKING:
     from tasks.pool import Pool
@@ -60,6 +60,7 @@ class Merging:
     store: Store
     key: str
     columns: tuple[str, ...]
+    facts: dict[str, Any]
     own: OwnScores | None = field(default=None, repr=False)
 
     @property
@@ -75,11 +76,9 @@ def run_merge_stage(inputs: MergeInputs, store: Store, pool: Pool) -> Seal:
     if seal is not None:
         return seal
     shards = Dataset(inputs.data, inputs.index, store).shards("train")
-    facts: dict[str, Any]
     if inputs.score is not None:
-        merging = Merging(inputs, store, key, tuple(inputs.score.meta["columns"]))
         _check_parts(inputs.score, shards)
-        facts = dict(inputs.score.meta)
+        merging = Merging(inputs, store, key, tuple(inputs.score.meta["columns"]), dict(inputs.score.meta))
         summaries = [result for _, result in pool.map(
             partial(MergeWorker, merging), shards, label="merge", resources=inputs.resources
         )]  # fmt: skip
@@ -87,17 +86,17 @@ def run_merge_stage(inputs: MergeInputs, store: Store, pool: Pool) -> Seal:
         assert inputs.scores_uri is not None
         own = read_own_scores(inputs.scores_uri, inputs.id_column)
         other = check_own_scores(own, inputs, store, shards)
-        merging = Merging(inputs, store, key, tuple(own.columns), own)
-        # In this process: the file may lie where only the driver sees it, and it is in memory once.
-        summaries = [result for _, result in SerialPool().map(
-            partial(MergeWorker, merging), shards, label="merge", resources=inputs.resources
-        )]  # fmt: skip
         facts = {
             "directions": dict.fromkeys(own.columns),
             "source": "own",
             "ignored_columns": list(own.ignored),
             "rows_of_other_splits": other,
         }
+        merging = Merging(inputs, store, key, tuple(own.columns), facts, own)
+        # In this process: the file may lie where only the driver sees it, and it is in memory once.
+        summaries = [result for _, result in SerialPool().map(
+            partial(MergeWorker, merging), shards, label="merge", resources=inputs.resources
+        )]  # fmt: skip
     parts = [summary.part for summary in summaries]
     ranges = {name: _range(summaries, name) for name in merging.columns}
     rows = sum(part.rows for part in parts)
@@ -107,7 +106,7 @@ def run_merge_stage(inputs: MergeInputs, store: Store, pool: Pool) -> Seal:
         partial(FunctionWorker, look), parts, label="merge: histograms", resources=inputs.resources
     )]  # fmt: skip
     meta = {
-        **facts,
+        **merging.facts,
         "columns": list(merging.columns),
         "num_rows": rows,
         "histograms": {
@@ -168,7 +167,8 @@ class MergeWorker:
             names = list(self.merging.columns)
             arrays = [pa.array(ids), pa.array(labels), *(pa.array(columns[name]) for name in names)]
             table = pa.table(arrays, schema=score_table_schema(names))
-            part = self.unit.publish_part(shard.part_name, encode_table(table, self.merging.key), check)
+            data = encode_table(with_metadata(table, self.merging.facts), self.merging.key)
+            part = self.unit.publish_part(shard.part_name, data, check)
         # What is published is summarised, whoever wrote it.
         return summarise(part, decode_table(self.unit.store.read(part.name), where), self.merging.columns)
 

@@ -78,7 +78,7 @@ def proxy_seed(seed: int, number: int) -> int:
     return derive_seed("proxy", seed, number)
 
 
-def proxy_key(  # noqa: PLR0917 - the planner's order of arguments
+def proxy_key(
     spec: ProxySpec, number: int, index_key: str, checkpoints: tuple[float, ...], code: str, seed: int
 ) -> str:
     """Return the key of one proxy. How many proxies there are is no part of it: more seeds train only the new ones.

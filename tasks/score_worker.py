@@ -219,7 +219,7 @@ class ScoreWorker:
         kept: dict[str, list[list[F32]]] = {}
         for start in range(0, size, rows):
             # A short batch repeats its last row: what a row is computed with must not depend on the shard's size.
-            at = slice(start, start + rows)
+            at: slice | I64 = slice(start, start + rows)
             if size < start + rows:
                 at = np.minimum(np.arange(start, start + rows), size - 1)
             inputs = self.pipeline.prepare(examples.x[at])

@@ -1,4 +1,4 @@
-"""Starting, joining and leaving Ray, in processes of their own: what is started ends, whatever becomes of the driver."""
+"""Starting, joining and leaving Ray, in processes of their own: what is started ends, whatever befalls the driver."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def start(text: str, **environment: str) -> subprocess.Popen[str]:
         head = f"""
         import sys, json, os, signal, psutil
-        sys.path.insert(0, {HERE!r})
+        HERE = {HERE!r}
+        sys.path.insert(0, HERE)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from pathlib import Path
         from cluster.session import RaySession
@@ -77,7 +78,7 @@ def test_a_local_session_is_quiet_on_loopback_and_leaves_nothing(
         """
         from pool_workers import Square
         handler = signal.getsignal(signal.SIGTERM)
-        with RaySession("local", code=sys.argv[1:] or [os.environ["CODE"]], num_cpus=2) as session:
+        with RaySession("local", code=[HERE], num_cpus=2) as session:
             folder = str(session._folder)
             got = sorted(session.pool().map(Square, range(5), label="square", resources=Resources()))
             kept = signal.getsignal(signal.SIGTERM) is handler
@@ -89,8 +90,7 @@ def test_a_local_session_is_quiet_on_loopback_and_leaves_nothing(
                 if connection.status == "LISTEN"
             }
         print(json.dumps([got, kept, pids, sorted(addresses), folder]))
-        """,
-        CODE=HERE,
+        """
     )
     out, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
@@ -110,9 +110,8 @@ def test_ray_dies_with_a_killed_driver(start: Callable[..., subprocess.Popen[str
         """
         from pool_workers import Marks
         from functools import partial
-        with RaySession("local", num_cpus=2) as session:
+        with RaySession("local", code=[HERE], num_cpus=2) as session:
             pool = session.pool()
-            pool.code = (sys.path[0],)
             results = pool.map(partial(Marks, os.getcwd(), 0.05), range(10**6), label="long", resources=Resources())
             next(results)
             print(json.dumps(children()), flush=True)
@@ -138,9 +137,8 @@ def test_an_interrupt_of_the_whole_group_leaves_time_to_clean_up(start: Callable
         from pool_workers import Marks
         from functools import partial
         started = []
-        with RaySession("local", num_cpus=2) as session:
+        with RaySession("local", code=[HERE], num_cpus=2) as session:
             pool = session.pool()
-            pool.code = (sys.path[0],)
             try:
                 results = pool.map(partial(Marks, os.getcwd(), 0.2), range(10**6), label="long", resources=Resources())
                 next(results)
@@ -189,7 +187,6 @@ def test_joining_ships_the_code_and_leaves_the_cluster_up(
             sys.path.insert(0, os.environ["CODE"])
             from my_worker import Told
             (_, told), = session.pool().map(Told, [1], label="told", resources=Resources())
-            shipped = sorted(str(path.relative_to(session.scratch)) for path in session.scratch.rglob("*mine*"))
         print(json.dumps(told))
         """,
         ADDRESS=ray_session.address,
@@ -229,7 +226,7 @@ def test_an_address_where_nothing_answers_is_an_input_error(start: Callable[...,
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:", ":6379", "head:port", "head:0", "head:70000"])
 def test_addresses_that_cannot_be_meant(address: str) -> None:
-    with pytest.raises(InputError, match="not supported|not local, auto or HOST:PORT"):
+    with pytest.raises(InputError, match=r"not supported|not local, auto or HOST:PORT"):
         parse_address(address)
 
 

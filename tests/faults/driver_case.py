@@ -20,6 +20,10 @@ SETTINGS = (
 )  # fmt: skip
 
 
+def _default_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start(store: Path, *settings: str) -> subprocess.Popen[str]:
     """Start `secateur run` on the store, in a session of its own, with SIGINT as a shell in the foreground leaves it."""
     sets = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
@@ -32,7 +36,8 @@ def start(store: Path, *settings: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+        # A test run in the background of a shell ignores SIGINT, and its children would go on doing so.
+        preexec_fn=_default_signals,  # noqa: PLW1509
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster.storage import Store
@@ -70,9 +70,7 @@ def test_interrupted_ends_within_ten_seconds(tmp_path: Path, number: signal.Sign
     processes = case.family(process)
     if group:
         # A terminal's Ctrl-C reaches every process of the foreground group.
-        for one in processes:
-            if psutil.pid_exists(one.pid) and one.status() != psutil.STATUS_ZOMBIE and _group(one) == process.pid:
-                one.send_signal(number)
+        os.killpg(process.pid, number)
     else:
         process.send_signal(number)
     _, error = process.communicate(timeout=12)
@@ -82,8 +80,3 @@ def test_interrupted_ends_within_ten_seconds(tmp_path: Path, number: signal.Sign
     attempts = list(store.glob("runs/*/attempts/*.end.json"))
     assert len(attempts) == 1 and b'"interrupted"' in attempts[0].read_bytes()
 
-
-def _group(process: psutil.Process) -> int:
-    import os
-
-    return os.getpgid(process.pid)

@@ -14,7 +14,7 @@ import pytest
 
 from flows.api_link import LINK
 from flows.prefect_settings import client_environment, environment
-from flows.server import OwnServer
+from flows.server import OwnServer, migrated_database
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,14 +23,19 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
-    """Give the session's Prefect server, running."""
-    own = OwnServer(tmp_path_factory.mktemp("prefect"))
-    own.start()
-    try:
-        own.wait()
-        yield own
-    finally:
-        own.stop()
+    """Give the session's Prefect server, running; it had to begin with a broken copy of an empty database."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        kept = migrated_database()
+        kept.parent.mkdir()
+        kept.write_bytes(b"not a database, whatever its name says" * 100)
+        own = OwnServer(tmp_path_factory.mktemp("prefect"))
+        own.start()
+        try:
+            own.wait()
+            yield own
+        finally:
+            own.stop()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from cluster.errors import CorruptError, InputError
 from cluster.fingerprint import sha256
 from cluster.record import Seal, Unit
-from cluster.storage import Store
+from cluster.storage import Store, filesystem
 from tasks import merge_worker
 from tasks.dataset import Dataset
 from tasks.merge import MergeInputs, merge_key, merge_stage, own_scores_key, scores_digest
@@ -77,6 +78,13 @@ class Base:
         return MergeInputs(self.data, self.index, scores_uri=str(path), **changes)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SECATEUR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return Base(tmp_path_factory.mktemp("merge"))
@@ -101,6 +109,8 @@ def test_the_table_has_each_train_row_once_with_its_label_and_scores(base: Base,
     table = table_of(base.store, merged)
     columns = list(score.meta["columns"])
     assert table.schema.equals(score_table_schema(columns))
+    said = load_part(base.store, merged.parts[0]).schema.metadata
+    assert said[b"mode"] == b'"eval"' and said[b"augmentation"] == b'"none"' and b"seeds" in said
     assert sorted(table.column("example_id").to_pylist()) == base.train.tolist()
     assert all(base.labels[row["example_id"]] == row["label"] for row in table.to_pylist())
     scored = {row["example_id"]: row for part in score.parts for row in load_part(base.store, part).to_pylist()}
@@ -339,6 +349,41 @@ def test_own_scores_that_cannot_be_read_are_refused(base: Base, tmp_path: Path) 
     for name in ("a", "b"):
         pq.write_table(pa.table({"example_id": base.train, name: base.train}), tmp_path / "two" / f"{name}.parquet")
     refused(tmp_path / "two", "other columns")
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[str]:
+    """Return the URI of an empty bucket of a fresh server on the loopback."""
+    from moto.server import ThreadedMotoServer
+
+    caplog.set_level("ERROR", "werkzeug")
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    filesystem("s3://own-scores")[0].mkdir("own-scores")
+    yield "s3://own-scores"
+    server.stop()
+
+
+def test_own_scores_may_lie_in_s3(base: Base, bucket: str) -> None:
+    fs = filesystem(bucket)[0]
+    for number, rows in enumerate((slice(0, 90), slice(90, None))):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"example_id": base.train[rows], "far": base.train[rows] - 2**61}), sink)
+        fs.pipe_file(f"own-scores/scores/part-{number}.parquet", sink.getvalue().to_pybytes())
+    inputs = MergeInputs(base.data, base.index, scores_uri=f"{bucket}/scores")
+    seal = merge_stage(inputs, base.store, SerialPool())
+    assert seal.key == merge_key(own_scores_key(scores_digest(f"{bucket}/scores")), base.index.key)
+    assert all(row["far"] == row["example_id"] - 2**61 for row in table_of(base.store, seal).to_pylist())
+    one = MergeInputs(base.data, base.index, scores_uri=f"{bucket}/scores/part-0.parquet")
+    with pytest.raises(InputError, match=f"{len(base.train) - 90} train rows have no score"):
+        merge_stage(one, base.store, SerialPool())
+    with pytest.raises(InputError, match="no file or folder"):
+        scores_digest(f"{bucket}/nowhere")
 
 
 def test_exactly_one_source_is_given(base: Base, score: Seal) -> None:

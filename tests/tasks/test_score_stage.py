@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,13 @@ class Base:
         data = data_spec(Path(self.data.train), shard_rows)
         index = shard_stage(data, self.store, SerialPool())
         return ScoreInputs(data, index, PROXY, self.proxies, "", 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SECATEUR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +296,20 @@ def ruin(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     raise AssertionError("scoring augmented its inputs")
 
 
+def test_trap_6_inputs_are_scored_as_the_proxies_were_trained_on_them(base: Base, scored: Seal) -> None:
+    rows, train = rows_of(base.store, scored), base.dataset.load(TRAIN)
+    model = build_model(PROXY.model, (WIDTH,), CLASSES, 0)
+    model.load_state_dict(load_checkpoint(base.store, base.proxies[0], 1.0)["model"])
+    column = np.array([rows[i]["loss_s0"] for i in train.example_id.tolist()])
+
+    def losses(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        with torch.no_grad():
+            return oracle.from_logits("loss", model.eval()(torch.from_numpy(x)).numpy(), train.y)
+
+    np.testing.assert_allclose(column, losses((train.x - 3) / 2), rtol=1e-4, atol=1e-6)
+    assert np.abs(column - losses(train.x)).max() > 0.1
+
+
 def test_trap_6_the_transform_of_the_recipe_is_part_of_the_key(base: Base) -> None:
     plain = ProxySpec.model_validate({**PROXY.model_dump(), "recipe": {}})
     keys = [
@@ -345,7 +367,7 @@ def test_scores_that_are_not_finite_name_their_examples(base: Base, tmp_path: Pa
     assert score_unit(spec, inputs, store)[0].seal() is None
 
 
-def test_examples_that_a_proxy_never_met_are_no_zeros(base: Base, tmp_path: Path) -> None:
+def test_trap_16_examples_that_a_proxy_never_met_are_no_zeros(base: Base, tmp_path: Path) -> None:
     data = DataSpec.model_validate({**base.data.model_dump(), "validation": 0.02})
     index = shard_stage(data, base.store, SerialPool())
     inputs = ScoreInputs(data, index, PROXY, base.proxies, "", 0)

@@ -1,0 +1,303 @@
+"""Stages as task runs: names, retries, errors as they are, and a run that outlives Prefect's API."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import CorruptError, InputError, StageError
+from flows.api_link import LINK
+from flows.artifacts import ProgressArtifacts, artifact_key, publish_markdown, publish_table
+from flows.stage_task import in_flow_run, run_flow, stage_task
+
+
+class Flaky:
+    """Fail `failures` times with `error`, then return an object that cannot be pickled."""
+
+    def __init__(self, failures: int, error: Exception) -> None:
+        self.failures = failures
+        self.error = error
+        self.calls = 0
+        self.result = threading.Lock()
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error
+        return self.result
+
+
+def in_flow(function: Any, name: str = "secateur-test") -> Any:
+    """Run a function without arguments as the body of a flow."""
+    from prefect import flow
+
+    return run_flow(flow(name=name)(function))
+
+
+def runs(flow_name: str) -> tuple[Any, list[Any]]:
+    """Return the newest flow run of a flow and its task runs, once none is on its way to the server any more."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    LINK.close()
+    deadline = time.monotonic() + 20
+    with get_client(sync_client=True) as client:
+        named = FlowFilter(name=FlowFilterName(any_=[flow_name]))
+        (flow_run, *_) = client.read_flow_runs(flow_filter=named, sort=FlowRunSort.START_TIME_DESC)
+        own = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+        while True:
+            tasks = client.read_task_runs(flow_run_filter=own)
+            if (tasks and all(task.state and task.state.is_final() for task in tasks)) or time.monotonic() > deadline:
+                return flow_run, tasks
+
+
+def test_task_run_has_name_tags_and_the_callers_thread(prefect_url: str) -> None:
+    threads: list[threading.Thread] = []
+    # Prefect sees no argument: a huge one, or one it cannot serialize, would be its trouble.
+    argument = threading.Lock()
+
+    def stage(key: str, lock: Any, *, scale: int = 1) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return {"lock": lock, "scale": scale}
+
+    task = stage_task(
+        stage, name="score", run_name=lambda key, lock, *, scale=1: f"score {{{key[:4]}}}", tags=["heavy"], retries=0
+    )
+    result = in_flow(lambda: task("0123456789", argument, scale=3), "named")
+    assert result == {"lock": argument, "scale": 3}
+    assert threads == [threading.main_thread()]
+    flow_run, (task_run,) = runs("named")
+    assert flow_run.state.is_completed()
+    assert task_run.state.is_completed()
+    assert task_run.name == "score {0123}"
+    assert task_run.tags == ["heavy"]
+
+
+def test_failures_are_tried_again_and_results_are_handed_over_as_they_are(prefect_url: str) -> None:
+    body = Flaky(2, OSError("disk is away"))
+    assert in_flow(stage_task(body.__call__, name="flaky", retry_delay_s=0.01)) is body.result
+    assert body.calls == 3
+    body = Flaky(9, OSError("disk is away"))
+    with pytest.raises(OSError, match="disk is away") as caught:
+        in_flow(stage_task(body.__call__, name="flaky", retries=1, retry_delay_s=0.01))
+    assert caught.value is body.error
+    assert body.calls == 2
+
+
+@pytest.mark.parametrize("error", [InputError("wrong label"), CorruptError("part was changed")])
+def test_hopeless_errors_come_out_at_once_and_unwrapped(prefect_url: str, error: Exception) -> None:
+    body = Flaky(9, error)
+    with pytest.raises(type(error)) as caught:
+        in_flow(stage_task(body.__call__, name="hopeless"), "hopeless")
+    assert caught.value is error
+    assert body.calls == 1
+    flow_run, (task_run,) = runs("hopeless")
+    assert flow_run.state.is_failed()
+    assert task_run.state.is_failed()
+    assert LINK.lost is None
+
+
+def test_own_network_errors_are_not_taken_for_a_lost_api(prefect_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import httpx
+
+    body = Flaky(9, httpx.ConnectError("the user's own server"))
+    with pytest.raises(httpx.ConnectError) as caught:
+        in_flow(stage_task(body.__call__, name="network", retries=0))
+    assert caught.value is body.error
+    assert LINK.lost is None
+    assert capsys.readouterr().err == ""
+
+
+def test_time_out(prefect_url: str) -> None:
+    calls: list[int] = []
+
+    def hang() -> None:
+        calls.append(1)
+        threading.Event().wait(30)
+
+    task = stage_task(hang, name="hang", timeout_s=0.2, retries=1, retry_delay_s=0.01)
+    for run in (lambda: in_flow(task), task):
+        calls.clear()
+        with pytest.raises(StageError, match=r"hang ran longer than its timeout of 0\.2 s"):
+            run()
+        assert len(calls) == 2
+
+
+def test_without_a_flow_run_the_function_is_called_plainly() -> None:
+    assert not in_flow_run()
+    body = Flaky(2, OSError("away"))
+    assert stage_task(body.__call__, name="plain", retry_delay_s=0.01)() is body.result
+    assert body.calls == 3
+    body = Flaky(9, InputError("wrong"))
+    with pytest.raises(InputError):
+        stage_task(body.__call__, name="plain", retry_delay_s=0.01)()
+    assert body.calls == 1
+    body = Flaky(9, OSError("away"))
+    with pytest.raises(OSError, match="away"):
+        stage_task(body.__call__, name="plain", retries=1, retry_delay_s=0.01)()
+    assert body.calls == 2
+
+
+def test_wrong_parameters_of_a_flow_are_not_a_lost_api(prefect_url: str) -> None:
+    from prefect import flow
+    from prefect.exceptions import ParameterTypeError
+
+    @flow(name="typed")
+    def typed(number: int) -> int:
+        return number
+
+    assert run_flow(typed, 3) == 3
+    with pytest.raises(ParameterTypeError):
+        run_flow(typed, "three")  # type: ignore[arg-type]
+    assert LINK.lost is None
+
+
+def test_artifacts(prefect_url: str) -> None:
+    from prefect.artifacts import Artifact
+
+    ticks = iter([0.0, 1.0, 2.0, 6.0, 6.5])
+    progress = ProgressArtifacts(clock=lambda: next(ticks))
+
+    def stage() -> None:
+        for done in range(1, 6):
+            progress("Score it", done, 5)
+        assert publish_table("results", [{"arm": "el2n", "accuracy": 91.5}], "Accuracy")
+        assert publish_markdown("verdict", "**better**", "Verdict")
+
+    in_flow(stage_task(stage, name="score"))
+    # Created at once, updated after five seconds and at the end; the two between are left out.
+    assert progress.calls == 3
+    made = Artifact.get("score-it")
+    assert made is not None
+    assert made.data == 100.0
+    assert made.description == "Score it: 5 of 5"
+    assert made.task_run_id is not None
+    table = Artifact.get("results")
+    assert table is not None
+    assert "91.5" in str(table.data)
+    assert not publish_table("results", [], "outside a flow run")
+    assert artifact_key("Score: el2n@0.1 ") == "score-el2n-0-1"
+
+
+RUN = """
+    import json, os, signal, sys, time
+    from pathlib import Path
+    from cluster.errors import InputError
+    from flows import server
+    from flows.artifacts import ProgressArtifacts, publish_table
+    from flows.server import prefect_api
+    from flows.signals import Interrupted, interruptible
+    from flows.stage_task import run_flow, stage_task
+
+    mode, scratch = sys.argv[1], Path(sys.argv[2])
+    servers, stages = [], []
+    start = server.OwnServer.start
+    server.OwnServer.start = lambda self: (servers.append(self), start(self))[1]
+    progress = ProgressArtifacts()
+
+    def stage(number):
+        stages.append(number)
+        progress(f"stage {number}", 0, 2)
+        if number == 1 and mode in ("kill", "kill-fail"):
+            servers[0].process.kill()
+            servers[0].process.wait()
+        if number == 1 and mode == "stop":
+            os.kill(servers[0].process.pid, signal.SIGSTOP)
+        if number == 1 and mode == "signal":
+            # What ray.init does to a driver.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(99))
+        progress(f"stage {number}", 2, 2)
+        if number == 2 and mode == "kill-fail":
+            raise InputError("the third stage says no")
+        return number
+
+    def waiting():
+        print("ready", servers[0].process.pid if servers else 0, flush=True)
+        try:
+            signal.pause()
+        finally:
+            print("cleaned", flush=True)
+
+    def main():
+        with interruptible(), prefect_api(scratch):
+            from prefect import flow
+
+            @flow(name="secateur-" + mode)
+            def prune(config: dict, store: str, ray: str = "local") -> dict:
+                done = [stage_task(stage, name=f"stage{n}", retry_delay_s=0.1)(n) for n in range(3)]
+                if mode == "signal":
+                    stage_task(waiting, name="waiting")()
+                publish_table("results", [{"done": len(done)}], "Results")
+                return {"done": done}
+
+            began = time.monotonic()
+            try:
+                result = run_flow(prune, {"a": 1}, "store")
+                print(json.dumps({"result": result, "stages": stages}), flush=True)
+            finally:
+                print("seconds", round(time.monotonic() - began, 1), flush=True)
+
+    try:
+        main()
+        code = 0
+    except InputError as error:
+        print("input error:", error, stages, flush=True)
+        code = 2
+    except Interrupted as stop:
+        code = stop.exit_code
+    sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(("mode", "code"), [("kill", 0), ("kill-fail", 2)])
+def test_api_killed_in_mid_run(start_script: Any, tmp_path: Path, mode: str, code: int) -> None:
+    process = start_script(RUN, mode, str(tmp_path))
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == code, err
+    lines = out.splitlines()
+    if mode == "kill":
+        assert lines[0] == '{"result": {"done": [0, 1, 2]}, "stages": [0, 1, 2]}'
+    else:
+        assert lines[-1] == "input error: the third stage says no [0, 1, 2]"
+    seconds = next(float(line.split()[1]) for line in lines if line.startswith("seconds"))
+    assert seconds < 20
+    warnings = err.splitlines()
+    assert len(warnings) == 1, err
+    assert "is lost" in warnings[0]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_during_a_flow_run(
+    start_script: Any, tmp_path: Path, prefect_url: str, signum: int, code: int
+) -> None:
+    # The test's own environment names the session's server: `prefect_url` has seen to that.
+    used = {name: value for name, value in os.environ.items() if name.startswith("PREFECT_")}
+    process = start_script(RUN, "signal", str(tmp_path), env=used)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("ready")
+    began = time.monotonic()
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert time.monotonic() - began < 10
+    assert out.splitlines()[0] == "cleaned"
+    assert err == ""
+    flow_run, _ = runs("secateur-signal")
+    assert flow_run.state.is_crashed()
+
+
+def test_healthy_run_says_nothing_and_stops_its_server(start_script: Any, tmp_path: Path) -> None:
+    process = start_script(RUN, "ok", str(tmp_path))
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0
+    assert err == ""
+    assert out.splitlines()[0] == '{"result": {"done": [0, 1, 2]}, "stages": [0, 1, 2]}'
+    (log,) = tmp_path.glob("prefect-*/prefect.log")
+    assert "Completed" in log.read_text()
