@@ -15,7 +15,13 @@ KEY_CHARS = 12
 
 def _stable(value: Any, where: str) -> Any:
     """Return `value` with only JSON types that have one byte form, or refuse it."""
-    if value is None or isinstance(value, str | bool):
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where} is text that UTF-8 cannot hold ({error}); correct it") from error
+        return value
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
         return value
@@ -28,6 +34,8 @@ def _stable(value: Any, where: str) -> Any:
         out: dict[str, Any] = {}
         for name, item in value.items():
             text = name if isinstance(name, str) else json.dumps(_stable(name, where))
+            if text in out:
+                raise InputError(f"{where} has two entries that are written {text!r}: a key could hold one only")
             out[text] = _stable(item, f"{where}.{text}")
         return out
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):

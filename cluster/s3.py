@@ -15,7 +15,17 @@ T = TypeVar("T")
 # S3 refuses a single PUT above 5 GiB; a multipart "create" overwrites in silence on some servers.
 MAX_OBJECT_BYTES = 5 * 2**30
 ATTEMPTS = 6
-_TRANSIENT_WORDS = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Connection", "reduce your")
+_TRANSIENT_WORDS = (
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+    "RequestTimeout",
+    "Connection",
+    "reduce your",
+    # Another conditional PUT of the same name is under way; which of the two wins, a later try will tell.
+    "ConditionalRequestConflict",
+    "OperationAborted",
+)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -25,7 +35,8 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     name = type(error).__name__
-    text = f"{name} {error}"
+    # s3fs drops the code of an error it does not know, which is still in the error it came from.
+    text = f"{name} {error} {error.__cause__ or ''}"
     return any(word in text for word in _TRANSIENT_WORDS) or "Timeout" in name
 
 

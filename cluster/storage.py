@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import errno
 import io
 import os
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any, BinaryIO, Protocol, cast
 from cluster.errors import InputError, StoreError
 from cluster.s3 import S3Objects
 
+LEFTOVER_SECONDS = 86_400
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*(/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*\Z")
 
 
@@ -54,11 +58,22 @@ class FileObjects:
             except FileNotFoundError:
                 if last:
                     raise
-        with file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         return path
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of the store so that it outlives a power cut: each new one is written to the one above it."""
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in reversed(missing):
+            self._sync_folder(place.parent)
 
     @staticmethod
     def _sync_folder(folder: Path) -> None:
@@ -74,10 +89,17 @@ class FileObjects:
             return False
         scratch = self._scratch(data)
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(final.parent)
             os.link(scratch, final)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            raise StoreError(
+                f"{final} cannot be published ({error}): its file system has no hard links, and nothing else creates a "
+                "name once; keep the store on another file system or on S3"
+            ) from error
         finally:
             scratch.unlink(missing_ok=True)
         self._sync_folder(final.parent)
@@ -86,7 +108,7 @@ class FileObjects:
     def replace(self, name: str, data: bytes) -> None:
         final = self.root / name
         scratch = self._scratch(data)
-        final.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(final.parent)
         scratch.replace(final)
         self._sync_folder(final.parent)
 
@@ -110,7 +132,11 @@ class FileObjects:
         return (self.root / name).open("rb")
 
     def tidy(self) -> None:
-        """Take the scratch folder and the root away where they are empty."""
+        """Remove scratch files that killed writers left a day ago or longer; then empty tmp and root folders."""
+        for path in (self.root / "tmp").glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                    path.unlink()
         with contextlib.suppress(OSError):
             (self.root / "tmp").rmdir()
             self.root.rmdir()
@@ -123,6 +149,8 @@ class Store:
         self.objects: Objects
         if uri.startswith("s3://"):
             self.uri = uri.rstrip("/")
+            if not re.match(r"s3://[A-Za-z0-9][A-Za-z0-9.-]{2,}(/|\Z)", self.uri):
+                raise InputError(f"store {uri!r} names no bucket; write s3://BUCKET/PREFIX")
             self.objects = S3Objects(self.uri)
         elif "://" in uri and not uri.startswith("file://"):
             raise InputError(f"store {uri!r}: its scheme is not known; use a folder, file:// or s3://BUCKET/PREFIX")
@@ -179,10 +207,23 @@ class Store:
             ) from error
 
 
+@functools.cache
+def _bucket(name: str, endpoint: str | None, process: int) -> S3Objects:
+    # A client takes 0.3 s to make: readers of user data share one. After a fork its connections are not the child's.
+    return S3Objects(f"s3://{name}")
+
+
+def _bucket_of(uri: str) -> tuple[S3Objects, str]:
+    """Return the bucket of an s3:// URI and the key in it."""
+    name, _, key = uri.removeprefix("s3://").partition("/")
+    return _bucket(name, os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"), os.getpid()), key
+
+
 def open_uri(uri: str) -> BinaryIO:
     """Open user data for seekable reading: a local path, file:// or s3://. Raises FileNotFoundError."""
     if uri.startswith("s3://"):
-        return S3Objects(uri.rpartition("/")[0]).open(uri.rpartition("/")[2])
+        bucket, key = _bucket_of(uri)
+        return bucket.open(key)
     return Path(uri.removeprefix("file://")).open("rb")
 
 
@@ -195,7 +236,7 @@ def read_uri(uri: str) -> bytes:
 def filesystem(uri: str) -> tuple[Any, str]:
     """Return the fsspec file system of `uri` and the path in it, without a listing cache."""
     if uri.startswith("s3://"):
-        return S3Objects(uri).fs, uri.removeprefix("s3://")
+        return _bucket_of(uri)[0].fs, uri.removeprefix("s3://")
     from fsspec.implementations.local import LocalFileSystem
 
     return LocalFileSystem(), str(Path(uri.removeprefix("file://")).absolute())

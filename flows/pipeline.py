@@ -183,7 +183,7 @@ def check_models(run: RunConfig, meta: dict[str, Any]) -> None:
     if run.proxy is not None:
         wanted.insert(0, (run.proxy.model, run.proxy.recipe))
     for model, recipe in wanted:
-        check_model(model, shape, num_classes, recipe)
+        check_model(model, shape, num_classes, recipe, dtype=meta["dtype"])
 
 
 def check_columns(run: RunConfig, table: Seal) -> None:

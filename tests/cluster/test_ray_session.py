@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -83,12 +84,13 @@ def test_a_local_session_is_quiet_on_loopback_and_leaves_nothing(
             got = sorted(session.pool().map(Square, range(5), label="square", resources=Resources()))
             kept = signal.getsignal(signal.SIGTERM) is handler
             pids = children()
-            addresses = {
-                connection.laddr.ip
-                for pid in pids
-                for connection in psutil.Process(pid).net_connections()
-                if connection.status == "LISTEN"
-            }
+            addresses = set()
+            for pid in pids:
+                try:
+                    open_now = psutil.Process(pid).net_connections()
+                except psutil.NoSuchProcess:
+                    continue
+                addresses |= {connection.laddr.ip for connection in open_now if connection.status == "LISTEN"}
         print(json.dumps([got, kept, pids, sorted(addresses), folder]))
         """
     )
@@ -202,12 +204,13 @@ def test_joining_ships_the_code_and_leaves_the_cluster_up(
     assert {node["NodeID"] for node in ray.nodes() if node["Alive"]} == before
 
 
-def test_an_address_where_nothing_answers_is_an_input_error(start: Callable[..., subprocess.Popen[str]]) -> None:
+def test_an_address_where_no_ray_answers_is_an_input_error(start: Callable[..., subprocess.Popen[str]]) -> None:
+    mute = socket.create_server(("127.0.0.1", 0))
     process = start(
         """
         from cluster.errors import InputError
         said = []
-        for address in ("127.0.0.1:1", "auto"):
+        for address in ("127.0.0.1:1", "auto", os.environ["MUTE"]):
             try:
                 with RaySession(address):
                     pass
@@ -216,12 +219,15 @@ def test_an_address_where_nothing_answers_is_an_input_error(start: Callable[...,
         print(json.dumps(said))
         """,
         RAY_ADDRESS="127.0.0.1:2",
+        MUTE=f"127.0.0.1:{mute.getsockname()[1]}",
     )
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=40)
+    mute.close()
     assert process.returncode == 0, err
-    first, second = json.loads(out)
+    first, second, third = json.loads(out)
     assert "no Ray cluster answers at 127.0.0.1:1 " in first
     assert "no Ray cluster answers at 127.0.0.1:2 " in second
+    assert "cannot join the Ray cluster at 127.0.0.1:" in third
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:", ":6379", "head:port", "head:0", "head:70000"])

@@ -40,7 +40,7 @@ def index(tmp_path: Path, spec: DataSpec, name: str = "store") -> tuple[Seal, Da
 
 
 def refused(tmp_path: Path, spec: DataSpec, *words: str) -> str:
-    """Return the message of the InputError that the shard stage must raise, holding `words`, with the store untouched."""
+    """Return the message of the InputError that the shard stage must raise, with `words` in it and nothing written."""
     store = Store(str(tmp_path / "refusing"))
     with pytest.raises(InputError) as caught:
         shard_stage(spec, store, SerialPool())
@@ -57,9 +57,9 @@ def table_of(dataset: Dataset) -> dict[int, tuple[int, int, int]]:
     for location in ("train", "test"):
         for shard in dataset.shards(location):
             rows = dataset.index_table(shard).to_pydict()
-            for example_id, position, split, label in zip(*(rows[c] for c in ("example_id", "position", "split", "label"))):
+            for example_id, *facts in zip(*(rows[name] for name in ("example_id", "split", "label", "position"))):
                 assert example_id not in out
-                out[example_id] = (split, label, position)
+                out[example_id] = tuple(facts)
     return out
 
 
@@ -68,17 +68,22 @@ def vectors(rows: int, seed: int = 0, width: int = 6) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
 
 
-def write_parquet(path: Path, rows: int = 60, *, group: int = 16, seed: int = 0, **columns: Any) -> np.ndarray[Any, Any]:
+def write_parquet(
+    path: Path, rows: int = 60, *, group: int = 16, seed: int = 0, **columns: Any
+) -> np.ndarray[Any, Any]:
     """Write features (6 float32), label 0..2, in groups; `columns` replace or add. Returns the features."""
     x = vectors(rows, seed)
-    data = {"features": pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 6), "label": np.arange(rows) % 3}
-    data.update(columns)
+    features = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 6)
+    data = {"features": features, "label": np.arange(rows) % 3, **columns}
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({name: value for name, value in data.items() if value is not None}), path, row_group_size=group)
+    table = pa.table({name: value for name, value in data.items() if value is not None})
+    pq.write_table(table, path, row_group_size=group)
     return x
 
 
-def write_idx(folder: Path, stem: str, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], *, pack: bool) -> None:
+def write_idx(
+    folder: Path, stem: str, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], *, pack: bool
+) -> None:
     """Write a pair of ubyte IDX files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in ((f"{stem}-images-idx3-ubyte", images), (f"{stem}-labels-idx1-ubyte", labels)):

@@ -22,7 +22,9 @@ def spec_of(path: Path, **args: Any) -> DataSpec:
     return DataSpec(source={"use": "images", "args": args}, train=str(path), shard_rows=20)
 
 
-def paint(folder: Path, each: int = 20, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> dict[str, np.ndarray[Any, Any]]:
+def paint(
+    folder: Path, each: int = 20, seed: int = 0, classes: tuple[str, ...] = CLASSES
+) -> dict[str, np.ndarray[Any, Any]]:
     """Write `each` grey 5x5 PNGs a class; return their pixels by relative name."""
     pixels = pictures(each * len(classes), seed)
     out = {}
@@ -76,7 +78,7 @@ def test_size_and_mode(tmp_path: Path) -> None:
         path = tmp_path / "d" / CLASSES[i % 2] / f"{i}.{('png', 'jpg', 'bmp')[i % 3]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (6 + i % 4, 8, 3), dtype=np.uint8)).save(path)
-    refused(tmp_path, spec_of(tmp_path / "d"), "size: [H, W]", "(3, 7, 8)")
+    refused(tmp_path, spec_of(tmp_path / "d"), "size: [H, W]", "(3, 6, 8)")
     dataset = index(tmp_path, spec_of(tmp_path / "d", size=[4, 6]))[1]
     assert dataset.shape == (3, 4, 6) and dataset.load(TRAIN).x.dtype == np.uint8
     assert index(tmp_path, spec_of(tmp_path / "d", size=[4, 6], mode="L"))[1].shape == (1, 4, 6)

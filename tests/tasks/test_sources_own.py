@@ -48,7 +48,10 @@ def test_its_arguments_and_contents_are_part_of_the_key(tmp_path: Path) -> None:
     assert len(keys) == 2
 
 
-@pytest.mark.parametrize(("spoil", "words"), [("rows", ("14 rows of features", "15")), ("ids", ("ids are float32", "integer"))])
+@pytest.mark.parametrize(("spoil", "words"), [
+    ("rows", ("14 rows of features", "15")),
+    ("ids", ("ids are float32", "integer")),
+])
 def test_a_source_that_breaks_the_protocol(tmp_path: Path, spoil: str, words: tuple[str, ...]) -> None:
     refused(tmp_path, own(args={"spoil": spoil}), *words)
 
