@@ -73,9 +73,7 @@ class _Closure:
         """Note name==version of a module that is not the user's."""
         if top in self.packages or top in sys.stdlib_module_names or top in OWN_PACKAGES:
             return
-        if self._distributions is None:
-            self._distributions = importlib.metadata.packages_distributions()
-        names = sorted(set(self._distributions.get(top, [])))
+        names = self.distributions(top)
         if names:
             self.packages[top] = ",".join(f"{name}=={importlib.metadata.version(name)}" for name in names)
             return
@@ -95,6 +93,20 @@ class _Closure:
             )
         else:
             self.packages[top] = "absent"
+
+    def distributions(self, top: str) -> list[str]:
+        """Return the installed distributions that hold the top-level module `top`."""
+        try:
+            # The one of the same name, nearly always; reading what all of them hold takes 0.2 s.
+            named = importlib.metadata.distribution(top)
+            places = (named.locate_file(top), named.locate_file(f"{top}.py"))
+            if any(Path(str(place)).exists() for place in places):
+                return [top]
+        except importlib.metadata.PackageNotFoundError:
+            pass
+        if self._distributions is None:
+            self._distributions = importlib.metadata.packages_distributions()
+        return sorted(set(self._distributions.get(top, [])))
 
     def read(self, name: str, file: Path, is_package: bool) -> None:
         """Digest one source file and follow its imports."""

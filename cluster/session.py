@@ -179,6 +179,7 @@ class RaySession:
         self._owns_scratch = False
         self._printer: Any = None
         self._pools: list[RayPool] = []
+        self._launchers: list[RayLauncher] = []
 
     def __enter__(self) -> RaySession:
         prepare_environment()
@@ -220,6 +221,9 @@ class RaySession:
         self._guard = subprocess.Popen(
             [sys.executable, "-I", str(Path(__file__).with_name("guard.py")), str(self._folder), str(os.getpid())],
             stdin=subprocess.PIPE,
+            # It outlives a killed driver, whose readers wait until nobody holds its output open.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         environment: dict[str, str] = {}
@@ -275,7 +279,9 @@ class RaySession:
         from cluster.launcher import RayLauncher
 
         assert self.scratch is not None
-        return RayLauncher(loop, self.scratch / "train", code=self.worker_code, before=self.release)
+        launcher = RayLauncher(loop, self.scratch / "train", code=self.worker_code, before=self.release)
+        self._launchers.append(launcher)
+        return launcher
 
     def release(self) -> None:
         """End the idle workers of all pools, so that what they hold is free."""
@@ -283,9 +289,9 @@ class RaySession:
             pool.release()
 
     def cancel(self) -> None:
-        """End every worker of every pool now, by handle. Safe from any thread."""
-        for pool in self._pools:
-            pool.cancel()
+        """End every worker of every pool and launcher now, by handle. Safe from any thread."""
+        for holder in (*self._pools, *self._launchers):
+            holder.cancel()
 
     def close(self) -> None:
         """Leave the cluster; stop it if this session started it. Safe to call twice."""

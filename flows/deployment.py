@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 FLOW = "flows.pipeline.prune"
 POOL = "secateur"
+
+# A run interrupted by SIGTERM may take 9 s; the worker itself is to be gone within 10 s.
+RUN_GRACE_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,27 @@ def deploy(
         return Deployed(f"{deployment.flow_name}/{name}", str(made), pool, cron)
 
 
+def _children() -> list[int]:
+    """Return the processes that this one started and that still run. Empty where the kernel does not tell."""
+    found: list[int] = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(pid) for pid in path.read_text().split()]
+    return found
+
+
+async def _end_runs() -> None:
+    """Ask the worker's runs to end, and give them time to clean up: left to itself, Prefect kills them."""
+    import anyio
+
+    for pid in _children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    with anyio.move_on_after(RUN_GRACE_S):
+        while _children():
+            await anyio.sleep(0.05)
+
+
 def serve(pool: str = POOL, *, once: bool = False) -> None:
     """Run what is due on `pool`, scheduled or asked for, each in a process of its own, until a signal comes.
 
@@ -163,6 +188,7 @@ def serve(pool: str = POOL, *, once: bool = False) -> None:
                 if received:
                     exit_at_once(128 + number)
                 received.append(number)
+                await _end_runs()
                 scope.cancel()
 
     async def work() -> None:

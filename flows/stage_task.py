@@ -77,8 +77,9 @@ def stage_task(
 
     `run_name`, or what it returns for the call's arguments, names the run. The function is called again up to `retries`
     times, `retry_delay_s` apart, where `retryable`; its last exception comes out as it is. A call that runs longer than
-    `timeout_s` is broken off (outside the main thread, only at its next Python instruction): StageError. Outside a flow run, or once the API is lost, the function is called just the
-    same without Prefect; it runs to one result, and never twice at once, wherever the API is lost.
+    `timeout_s` is broken off (outside the main thread, only at its next Python instruction): StageError. Outside a flow
+    run, or once the API is lost, the function is called just the same without Prefect; it runs to one result, and never
+    twice at once, wherever the API is lost.
     """
 
     @functools.wraps(function)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from cluster.errors import InputError
@@ -41,12 +43,21 @@ def _is_folder(uri: str) -> bool:
     return _pair(uri) is None
 
 
-def _open(uri: str) -> BinaryIO:
+@contextlib.contextmanager
+def _open(uri: str) -> Iterator[BinaryIO]:
     try:
         file = open_uri(uri if is_remote(uri) else str(local_path(uri)))
-    except OSError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise InputError(f"{uri} cannot be opened ({error}); give a file that exists and may be read") from error
-    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if uri.endswith(".gz") else file
+    with file:
+        if not uri.endswith(".gz"):
+            yield file
+            return
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield cast(BinaryIO, unpacked)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{uri} cannot be decompressed ({error}); fetch it again") from error
 
 
 def _header(file: BinaryIO, uri: str) -> tuple[str, tuple[int, ...]]:
@@ -65,15 +76,12 @@ def read_idx(uri: str, start: int, rows: int) -> npt.NDArray[Any]:
     short."""
     import numpy as np
 
-    try:
-        with _open(uri) as file:
-            kind, shape = _header(file, uri)
-            item = int(np.dtype(kind).itemsize * np.prod(shape[1:], dtype=np.int64))
-            file.seek(4 + 4 * len(shape) + start * item)
-            data = file.read(rows * item)
-            rest = file.read(1) if start + rows == shape[0] else b""
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{uri} cannot be decompressed ({error}); fetch it again") from error
+    with _open(uri) as file:
+        kind, shape = _header(file, uri)
+        item = int(np.dtype(kind).itemsize * np.prod(shape[1:], dtype=np.int64))
+        file.seek(4 + 4 * len(shape) + start * item)
+        data = file.read(rows * item)
+        rest = file.read(1) if start + rows == shape[0] else b""
     if len(data) != rows * item or rest:
         raise InputError(f"{uri} has {'more' if rest else 'fewer'} bytes than the {shape} items its header states; "
                          "fetch it again")
@@ -89,8 +97,11 @@ class IdxSource:
     def __init__(self, uri: str, location: str) -> None:
         self.uri, self.location = uri, location
         self._files: list[FileRef] | None = None
+        self._found: tuple[str, str] | None = None
 
     def _uris(self) -> tuple[str, str]:
+        if self._found is not None:
+            return self._found
         stem = "t10k" if self.location == TEST_LOCATION else "train"
         prefix = join_uri(self.uri, stem) if _is_folder(self.uri) else self.uri
         pair = _pair(prefix)
@@ -99,6 +110,7 @@ class IdxSource:
                 f"{self.location}: there is no {prefix}{IMAGES}[.gz] with {prefix}{LABELS}[.gz]; "
                 f"give the folder that holds them, or their path up to {IMAGES!r}, as data.{self.location}"
             )
+        self._found = pair
         return pair
 
     def files(self) -> list[FileRef]:
@@ -113,11 +125,8 @@ class IdxSource:
         images, labels = self.files()
         shapes = []
         for file in (images, labels):
-            try:
-                with _open(file.uri) as stream:
-                    shapes.append(_header(stream, file.uri)[1])
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise InputError(f"{file.uri} cannot be decompressed ({error}); fetch it again") from error
+            with _open(file.uri) as stream:
+                shapes.append(_header(stream, file.uri)[1])
         if len(shapes[0]) < 2 or len(shapes[1]) != 1 or shapes[0][0] != shapes[1][0]:
             raise InputError(f"{images.uri} holds {shapes[0]} and {labels.uri} {shapes[1]}; the rule is (N, ...) and "
                              "(N,)")

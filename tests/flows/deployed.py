@@ -28,7 +28,9 @@ def echo(config: dict[str, Any], store: str, ray: str = "local") -> dict[str, An
 def wait(config: dict[str, Any], store: str, ray: str = "local") -> None:
     """Write this process's id, and wait for a signal."""
     try:
-        _write(config["out"], str(os.getpid()))
+        # Whole or not at all: the test reads it as soon as it is there.
+        _write(config["out"] + ".new", str(os.getpid()))
+        Path(config["out"] + ".new").replace(config["out"])
         signal.pause()
     finally:
         _write(config["out"] + ".cleaned", "yes")

@@ -70,8 +70,7 @@ def test_nan_features_are_refused_by_the_whole_command(tmp_path: Path) -> None:
     rows[41, 1] = np.nan
     table = pa.table({"a": rows[:, 0], "b": rows[:, 1], "c": rows[:, 2], "label": np.arange(60) % 2})
     pq.write_table(table, tmp_path / "data.parquet")
-    sets = ["data.source={use: parquet, args: {features: [a, b, c]}}", f"data.train={tmp_path}/data.parquet",
-            "proxy.recipe={}", "train.recipe={}"]  # fmt: skip
+    sets = ["data.source={use: parquet, args: {features: [a, b, c]}}", f"data.train={tmp_path}/data.parquet"]
     run = subprocess.run(
         [sys.executable, "-m", "flows.cli", "run", QUICKSTART, "--store", str(tmp_path / "store"),
          *(word for text in sets for word in ("--set", text))],

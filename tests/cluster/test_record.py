@@ -1,0 +1,131 @@
+"""Parts and seals: published once, adopted by losers, refused when they are not what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import CorruptError
+from cluster.record import Part, Seal, Unit, read_part
+from cluster.storage import Store
+
+KEY = "0123456789abcdef" * 4
+
+
+def count(data: bytes) -> int:
+    """Check a part of lines that ends with END; return the number of lines before it."""
+    lines = data.decode().split("\n")
+    if lines[-1] != "END":
+        raise CorruptError(f"part {lines[0]} is cut short")
+    return len(lines) - 1
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Unit:
+    return Unit(Store(str(tmp_path)), "score", KEY)
+
+
+def test_a_unit_from_nothing_to_sealed(unit: Unit) -> None:
+    assert unit.seal() is None
+    assert unit.find_part("b.txt", count) is None
+    second = unit.publish_part("b.txt", b"x\ny\nEND", count)
+    first = unit.publish_part("a.txt", b"x\nEND", count)
+    assert second == Part("stages/score-0123456789ab/parts/b.txt", 2, 7, second.sha256)
+    assert unit.find_part("b.txt", count) == second
+    seal = unit.publish_seal([second, first], {"num_rows": 3})
+    assert seal.parts == (first, second)
+    assert unit.seal() == seal
+    assert read_part(unit.store, first) == b"x\nEND"
+
+
+def test_the_seal_is_a_function_of_its_content(unit: Unit) -> None:
+    parts = [unit.publish_part(name, b"END", count) for name in ("a", "b")]
+    one = Seal("score", KEY, tuple(parts), {"a": 1.0, "b": {"y": 2, "x": [1]}})
+    two = Seal("score", KEY, tuple(parts), {"b": {"x": [1], "y": 2}, "a": 1})
+    assert one.to_bytes() == two.to_bytes()
+    assert Seal.from_bytes(one.to_bytes(), "here").to_bytes() == one.to_bytes()
+
+
+def test_the_loser_adopts_the_winners_part_even_with_other_bytes(unit: Unit) -> None:
+    winner = unit.publish_part("a", b"x\ny\nEND", count)
+    assert unit.publish_part("a", b"p\nq\nEND", count) == winner
+    assert read_part(unit.store, winner) == b"x\ny\nEND"
+
+
+def test_the_loser_refuses_a_winner_with_other_rows(unit: Unit) -> None:
+    unit.publish_part("a", b"x\ny\nEND", count)
+    with pytest.raises(CorruptError, match=r"parts/a has 2 rows, this writer has 1, under one key"):
+        unit.publish_part("a", b"x\nEND", count)
+
+
+def test_nothing_unreadable_is_published(unit: Unit) -> None:
+    with pytest.raises(CorruptError, match="cut short"):
+        unit.publish_part("a", b"x\ny", count)
+    assert unit.find_part("a", count) is None
+
+
+def test_a_part_cut_short_in_the_store_is_refused(unit: Unit) -> None:
+    part = unit.publish_part("a", b"x\ny\nEND", count)
+    Path(unit.store.uri, part.name).write_bytes(b"x\ny")
+    with pytest.raises(CorruptError, match="part x is cut short"):
+        unit.find_part("a", count)
+    with pytest.raises(CorruptError, match="part x is cut short"):
+        unit.publish_part("a", b"x\ny\nEND", count)
+    with pytest.raises(CorruptError, match=rf"part {unit.store.url(part.name)} has 3 bytes, .* its seal says 7 bytes"):
+        read_part(unit.store, part)
+
+
+def test_one_flipped_byte_is_found(unit: Unit) -> None:
+    part = unit.publish_part("a", b"x\ny\nEND", count)
+    Path(unit.store.uri, part.name).write_bytes(b"x\nz\nEND")
+    assert unit.find_part("a", count) is not None
+    with pytest.raises(CorruptError, match="it was changed after it was published"):
+        read_part(unit.store, part)
+
+
+def test_a_part_that_is_gone_is_named(unit: Unit) -> None:
+    part = unit.publish_part("a", b"END", count)
+    unit.store.remove(part.name)
+    with pytest.raises(CorruptError, match=r"parts/a is gone, though its seal names it"):
+        read_part(unit.store, part)
+
+
+def test_the_first_seal_stands(unit: Unit) -> None:
+    part = unit.publish_part("a", b"END", count)
+    first = unit.publish_seal([part], {"accuracy": 90})
+    assert unit.publish_seal([part], {"accuracy": 91}) == first
+
+
+def test_a_seal_of_another_key_in_the_same_folder_is_refused(unit: Unit) -> None:
+    unit.publish_seal([])
+    other = Unit(unit.store, "score", KEY[:-1] + "0")
+    assert other.folder == unit.folder
+    for act in (other.seal, lambda: other.publish_seal([])):
+        with pytest.raises(CorruptError, match=f"is of score {KEY}, not score {other.key}"):
+            act()
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"stage": "score", "key": "x", "parts": [{"rows": 1}], "meta": {}}'])
+def test_a_broken_seal_is_named(unit: Unit, data: bytes) -> None:
+    unit.store.create(f"{unit.folder}/seal.json", data)
+    with pytest.raises(CorruptError, match=r"seal /.*/stages/score-0123456789ab/seal.json cannot be read"):
+        unit.seal()
+
+
+def test_several_seals_share_a_folder_of_parts(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    scorer = "f" * 64
+    units = [Unit(store, "score", key * 64, f"seal-{key * 12}.json", scorer) for key in "ab"]
+    part = units[0].publish_part("p", b"x\nEND", count)
+    assert units[1].find_part("p", count) == part
+    units[0].publish_seal([part])
+    assert units[1].seal() is None
+    assert store.list("stages") == [f"stages/score-{'f' * 12}/parts/p", f"stages/score-{'f' * 12}/seal-{'a' * 12}.json"]
+
+
+def test_a_seal_holds_no_times_and_reads_as_json(unit: Unit) -> None:
+    body = json.loads(unit.publish_seal([unit.publish_part("a", b"END", count)], {"n": 1}).to_bytes())
+    assert set(body) == {"stage", "key", "parts", "meta"}
+    assert set(body["parts"][0]) == {"name", "rows", "size", "sha256"}
