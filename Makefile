@@ -13,7 +13,7 @@ mnist: $(VENV)/.run
 	$(BIN)/secateur run configs/mnist.yaml
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -290,7 +290,8 @@ class RaySession:
 
     def cancel(self) -> None:
         """End every worker of every pool and launcher now, by handle. Safe from any thread."""
-        for holder in (*self._pools, *self._launchers):
+        holders: list[RayPool | RayLauncher] = [*self._pools, *self._launchers]
+        for holder in holders:
             holder.cancel()
 
     def close(self) -> None:

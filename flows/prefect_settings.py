@@ -12,8 +12,10 @@ from pathlib import Path
 
 import yaml
 
-# Prefect's own default is five retries with exponential backoff: 62 s for each call to an API that is gone.
-MAX_RETRIES = 2
+from flows.api_link import LINK
+
+# Prefect's own default is five retries with exponential backoff: 62 s for each call to an API that is gone. One is 2 s.
+MAX_RETRIES = 1
 REQUEST_TIMEOUT_S = 10.0
 
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "API_KEY", "ACCESS_KEY", "CREDENTIAL", "AUTH_STRING")
@@ -123,7 +125,9 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 stack.enter_context(temporary_settings(names))
             yield
     finally:
-        logging.raiseExceptions = raise_exceptions
+        # Once the API is lost, Prefect's sender may still have something to complain about until the interpreter ends.
+        if LINK.lost is None:
+            logging.raiseExceptions = raise_exceptions
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -59,3 +59,13 @@ def ray_session() -> Iterator[RayCluster]:
     cluster = RayCluster()
     yield cluster
     cluster.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep all tests that start Ray in one worker, and all that need the Prefect server in another."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder in ("cluster", "faults"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif folder == "flows":
+            item.add_marker(pytest.mark.xdist_group("prefect"))

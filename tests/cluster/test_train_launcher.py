@@ -43,7 +43,7 @@ def test_two_workers_whose_first_dies_once_go_on_where_they_were(make: Callable[
     assert _tries(folder, 0) == _tries(folder, 1) == 2
     assert freed == [1]
     # Resumed after step 2, nothing before it was done again.
-    assert [int(news["step"]) for _, news in told if news["step"] >= 3] == [3, 4, 5]
+    assert sorted(int(news["step"]) for _, news in told if news["step"] >= 3) == [3, 4, 5]
     assert {name for name, _ in told} == {"train-0123456789ab"}
 
 
