@@ -142,8 +142,14 @@ def deploy(
 def serve() -> None:
     """Run deployed and scheduled runs here, until interrupted."""
     from flows.deployment import serve as serve_runs
+    from flows.signals import Interrupted
 
-    serve_runs()
+    try:
+        serve_runs()
+    except Interrupted as signal:
+        # Typer makes 130 of every KeyboardInterrupt, a SIGTERM's too.
+        print("secateur: interrupted; what was running is stopped", file=sys.stderr)
+        sys.exit(signal.exit_code)
 
 
 @app.command()

@@ -99,10 +99,11 @@ def deploy(
     store: str,
     ray: str = "local",
     cron: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
     pool: str = POOL,
     entrypoint: str = FLOW,
 ) -> Deployed:
-    """Make, or bring up to date, the deployment `name` of the flow, with `config`, `store` and `ray` as its parameters.
+    """Make, or bring up to date, the deployment `name` of the flow, with `config`, `store`, `ray` and `parameters`.
 
     One run at a time: a run that is due while another one goes on is cancelled. The process work pool is made where it
     is missing. `config` must hold plain JSON values, and no path relative to this machine's working folder. Raises
@@ -133,7 +134,7 @@ def deploy(
             load_flow(entrypoint),
             name=name,
             schedules=schedules,
-            parameters={"config": dict(config), "store": Store(store).uri, "ray": ray},
+            parameters={"config": dict(config), "store": Store(store).uri, "ray": ray, **(parameters or {})},
             concurrency_limit=ConcurrencyLimitConfig(
                 limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
             ),

@@ -30,14 +30,14 @@ from tasks.spec import Recipe, Use
 from tasks.subset import SubsetInputs, subset_stage
 from tasks.train import TrainInputs, TrainUnit, run_train_job, train_stage
 
-shard = stage_task(shard_stage, name="shard", tags=("shard",))
-proxy = stage_task(proxy_stage, name="proxy", tags=("proxy",))
-score = stage_task(score_stage, name="score", tags=("score",))
-merge = stage_task(merge_stage, name="merge", tags=("merge",))
-select = stage_task(selection_stage, name="select", tags=("select",))
-subset = stage_task(subset_stage, name="subset", tags=("subset",))
-train = stage_task(train_stage, name="train", tags=("train",))
-report = stage_task(make_report, name="report", tags=("report",))
+shard = stage_task(shard_stage, name="shard", run_name="shard", tags=("secateur", "shard"))
+proxy = stage_task(proxy_stage, name="proxy", run_name="proxy", tags=("secateur", "proxy"))
+score = stage_task(score_stage, name="score", run_name="score", tags=("secateur", "score"))
+merge = stage_task(merge_stage, name="merge", run_name="merge", tags=("secateur", "merge"))
+select = stage_task(selection_stage, name="select", run_name="select", tags=("secateur", "select"))
+subset = stage_task(subset_stage, name="subset", run_name="subset", tags=("secateur", "subset"))
+train = stage_task(train_stage, name="train", run_name="train", tags=("secateur", "train"))
+report = stage_task(make_report, name="report", run_name="report", tags=("secateur", "report"))
 
 
 @flow(name="secateur", flow_run_name="{name}", persist_result=False, validate_parameters=False)

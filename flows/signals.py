@@ -56,8 +56,9 @@ def current_guard() -> SignalGuard | None:
 class SignalGuard:
     """Turn the first signal into Interrupted, raised once in the main thread, and let a second one exit at once."""
 
-    def __init__(self, grace_s: float = GRACE_S) -> None:
+    def __init__(self, grace_s: float = GRACE_S, until_exit: bool = False) -> None:
         self.received: int | None = None
+        self._until_exit = until_exit
         self._grace_s = grace_s
         self._first_at = 0.0
         # A job that was started in the background of a shell, or under nohup, ignores SIGINT and goes on doing so.
@@ -106,7 +107,7 @@ class SignalGuard:
             exit_at_once(128 + signum)
 
     def _give_up(self, signum: int) -> None:
-        if _guard is self:
+        if _guard is self or (self._until_exit and self.received is not None):
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(f"secateur: clean-up took over {self._grace_s:g} s after the interrupt; exiting now\n")
                 sys.stderr.flush()
@@ -122,15 +123,16 @@ def exit_at_once(code: int) -> None:
 
 
 @contextlib.contextmanager
-def interruptible(grace_s: float = GRACE_S) -> Iterator[SignalGuard]:
+def interruptible(grace_s: float = GRACE_S, *, until_exit: bool = False) -> Iterator[SignalGuard]:
     """Guard the block against SIGINT and SIGTERM.
 
     The first one raises Interrupted in the main thread, so that `with` and `finally` clean up; a second one, or
     clean-up that takes longer than `grace_s`, exits at once with 128 + the signal's number. The old handlers come back
-    at the end.
+    at the end. With `until_exit`, for a command that only has to exit then, the time limit holds beyond the block: what
+    libraries do at the interpreter's exit counts too.
     """
     global _guard
-    outer, guard = _guard, SignalGuard(grace_s)
+    outer, guard = _guard, SignalGuard(grace_s, until_exit)
     _guard = guard
     try:
         with guard.installed():

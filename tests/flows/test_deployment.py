@@ -50,7 +50,8 @@ def test_deploying_again_brings_it_up_to_date(prefect_url: str, importable: None
 
     store = str(tmp_path / "store")
     first = deploy({"a": 1}, name="nightly", store=store, cron="0 3 * * *", pool="updated", entrypoint="deployed.echo")
-    again = deploy({"a": 2}, name="nightly", store=store, cron="30 4 * * 1", pool="updated", entrypoint="deployed.echo")
+    again = deploy({"a": 2}, name="nightly", store=store, cron="30 4 * * 1", pool="updated", entrypoint="deployed.echo",
+                   parameters={"ray": "auto"})
     assert first.id == again.id
     assert again.name == "secateur-test/nightly"
     with get_client(sync_client=True) as client:
@@ -58,7 +59,7 @@ def test_deploying_again_brings_it_up_to_date(prefect_url: str, importable: None
         pool = client.read_work_pool("updated")
     assert pool.type == "process"
     assert made.entrypoint == "deployed.echo"
-    assert made.parameters == {"config": {"a": 2}, "store": store, "ray": "local"}
+    assert made.parameters == {"config": {"a": 2}, "store": store, "ray": "auto"}
     assert [schedule.schedule.cron for schedule in made.schedules] == ["30 4 * * 1"]
     assert made.global_concurrency_limit is not None
     assert made.global_concurrency_limit.limit == 1

@@ -119,6 +119,26 @@ def test_clean_up_that_hangs_is_cut_off(start_script: Any) -> None:
     assert "over 0.5 s" in err
 
 
+def test_exit_that_hangs_is_cut_off_for_a_command(start_script: Any) -> None:
+    process = start_script(
+        """
+        import atexit, signal, sys, time
+        from flows.signals import Interrupted, interruptible
+        atexit.register(time.sleep, 600)
+        try:
+            with interruptible(0.5, until_exit=True):
+                print("ready", flush=True)
+                signal.pause()
+        except Interrupted as stop:
+            sys.exit(stop.exit_code)
+        """
+    )
+    expect(process, "ready")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
 def test_swallowed_interrupt_is_found_by_check(start_script: Any) -> None:
     process = start_script(
         MAIN
