@@ -20,10 +20,12 @@ def artifact_key(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "artifact"
 
 
+def _wanted() -> bool:
+    return LINK.lost is None and not LINK.artifacts_off and in_flow_run()
+
+
 def _publish(call: Callable[[], Any]) -> Any:
-    """Return `call()`, or None outside a flow run and where Prefect fails; the run's one warning tells of that."""
-    if LINK.lost is not None or LINK.artifacts_off or not in_flow_run():
-        return None
+    """Return `call()`, or None where Prefect fails; the run's one warning tells of that."""
     from prefect.settings import temporary_settings
 
     try:
@@ -40,6 +42,8 @@ def _publish(call: Callable[[], Any]) -> Any:
 
 def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> bool:
     """Publish a table artifact on the current flow or task run; return whether it was."""
+    if not _wanted():
+        return False
     from prefect.artifacts import create_table_artifact
 
     table = [dict(row) for row in rows]
@@ -49,6 +53,8 @@ def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str)
 
 def publish_markdown(key: str, text: str, description: str) -> bool:
     """Publish a markdown artifact on the current flow or task run; return whether it was."""
+    if not _wanted():
+        return False
     from prefect.artifacts import create_markdown_artifact
 
     made = _publish(
@@ -69,6 +75,8 @@ class ProgressArtifacts:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show that `done` of `total` items of the stage are done."""
+        if not _wanted():
+            return
         now, percent = self.clock(), 100.0 * done / max(total, 1)
         first = stage not in self._last
         if not first and done < total and now - self._last[stage] < self.every_s:

@@ -132,7 +132,8 @@ def deploy(
 
     planned = make_plan(load_config(config, sets or ()))
     made = make_deployment(
-        planned.config.model_dump(mode="json"), name=planned.config.name, store=Store(store).uri, ray=ray, cron=cron
+        planned.config.model_dump(mode="json"), name=planned.config.name, store=Store(store).uri, ray=ray, cron=cron,
+        parameters={"name": planned.run_name},
     )
     print(f"deployment {made.name} on work pool {made.pool}" + (f", scheduled {made.cron}" if made.cron else ""))
     print("run what is due with: secateur serve")
@@ -175,9 +176,9 @@ def main() -> None:
         if os.environ.get("SECATEUR_TRACEBACK"):
             raise
         _fail(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("secateur: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(getattr(stop, "exit_code", 130))
 
 
 def print_json(document: Any) -> None:

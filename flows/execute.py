@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import sys
 import tempfile
@@ -54,9 +55,9 @@ def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict
     with tempfile.TemporaryDirectory(prefix="secateur-prefect-") as folder:
         scratch = Path(folder)
         try:
-            with interruptible() as guard:
+            with interruptible(until_exit=True) as guard:
                 try:
-                    with prefect_api(scratch):
+                    with prefect_api(scratch, meanwhile=lambda: importlib.import_module("flows.pipeline")):
                         from flows.pipeline import prune
                         from flows.stage_task import run_flow
 

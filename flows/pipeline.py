@@ -20,6 +20,7 @@ from flows.config import RunConfig, parse_config
 from flows.plan import Plan, StageState, find_states, make_plan
 from flows.progress import Progress, print_line
 from flows.runs import make_report, record_run, recorded_stages, subset_units, versions
+from flows.signals import current_guard
 from flows.stage_task import stage_task
 from tasks.merge import MergeInputs, merge_stage
 from tasks.proxy import ProxyInputs, proxy_stage
@@ -53,6 +54,10 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
         RaySession(ray, run.code, Path(scratch)) as session,
         Progress() as progress,
     ):
+        guard = current_guard()
+        if guard is not None:
+            # Ray puts a SIGTERM handler of its own in when it starts.
+            guard.install()
         pool = session.pool(progress.update)
         launch = session.launcher(run_train_job)
         clock = Clock(states, progress)
