@@ -17,9 +17,13 @@ from ray import exceptions as ray_errors
 
 from cluster.capacity import Shape, check_fits, check_shape, describe, slots_at_most
 from cluster.errors import SecateurError, StageError
-from cluster.host import dump, new_host
+from cluster.host import Outcome, dump, new_host
 
+# One item is computed while the next is loaded; a host works on no more. Where items are so short that the way there and
+# back would leave it idle, more wait at it, FLIGHT_SECONDS worth of them.
 IN_FLIGHT = 2
+MOST_IN_FLIGHT = 16
+FLIGHT_SECONDS = 0.03
 TICK_SECONDS = 0.5
 GROW_SECONDS = 5.0
 # How long a cluster that lost every node a worker fits on may take to get one back.
@@ -46,8 +50,23 @@ class _Actor:
     ready: bool = False
     alive: bool = True
     flight: dict[Any, int] = field(default_factory=dict)
-    # Works on an item whose worker died before: alone, so that it cannot take another item with it again.
+    # Works on an item whose worker may have died of it: alone, so that it cannot take another item with it again.
     alone: bool = False
+    working: set[Any] = field(default_factory=set)
+
+
+def _outcomes(done: Sequence[Any]) -> list[Outcome | Exception]:
+    """Return what each finished call returned, or the error that says its worker, node or result is lost."""
+    try:
+        return list(ray.get(list(done)))
+    except _DEATHS as error:
+        if len(done) == 1:
+            return [error]
+    except ray_errors.RayTaskError as error:
+        # Not the work itself, whose errors are results: Ray could not carry the item or the result.
+        if len(done) == 1:
+            return [(False, error.cause if isinstance(error.cause, Exception) else error)]
+    return [outcome for ref in done for outcome in _outcomes([ref])]
 
 
 def _name(item: Any) -> str:
@@ -185,11 +204,14 @@ class _Map:
         self.payload_ref: Any = None
         self.waiting: deque[int] = deque(range(len(items)))
         self.deaths = [0] * len(items)
+        # Items that were on a host when it died: next time alone.
+        self.suspects: set[int] = set()
         self.failures: dict[int, Exception] = {}
         self.succeeded = 0
         self.actors: list[_Actor] = []
         self.warm: list[Any] = []
         self.failed_starts = 0
+        self.first_ready = 0.0
         self.slots = 0
         self.looked = 0.0
         self.without_workers_since: float | None = None
@@ -258,17 +280,25 @@ class _Map:
             _log.warning("%s waits for %s; the cluster has %s", self.label, self.shape, describe())
 
     def feed(self) -> None:
-        """Give every ready worker the items it may have."""
-        for depth in range(1, IN_FLIGHT + 1):
-            for actor in self.actors:
+        """Give every ready worker the items it may have, the emptiest first."""
+        ready = [actor for actor in self.actors if actor.ready and actor.alive]
+        for depth in range(1, self.depth(len(ready)) + 1):
+            for actor in ready:
                 if not self.waiting:
                     return
-                if actor.ready and actor.alive and not actor.alone and len(actor.flight) < depth:
+                if not actor.alone and len(actor.flight) < depth:
                     self.submit(actor)
+
+    def depth(self, workers: int) -> int:
+        """Return how many items may be at one worker, by how long items have taken so far."""
+        if not workers or self.succeeded < 4 * workers:
+            return IN_FLIGHT
+        seconds = (time.monotonic() - self.first_ready) * workers / self.succeeded
+        return max(IN_FLIGHT, min(MOST_IN_FLIGHT, int(FLIGHT_SECONDS / max(seconds, 1e-6))))
 
     def submit(self, actor: _Actor) -> None:
         index = self.waiting[0]
-        if self.deaths[index]:
+        if index in self.suspects:
             if actor.flight:
                 return
             actor.alone = True
@@ -289,21 +319,19 @@ class _Map:
         first, _ = ray.wait(list(owners), num_returns=1, timeout=TICK_SECONDS)
         if not first:
             return
-        for ref in ray.wait(list(owners), num_returns=len(owners), timeout=0)[0]:
+        done = ray.wait(list(owners), num_returns=len(owners), timeout=0)[0]
+        for ref, outcome in zip(done, _outcomes(done), strict=True):
             actor = owners[ref]
-            index = actor.flight.pop(ref, None)
-            try:
-                good, value = ray.get(ref)
-            except _DEATHS as error:
-                self.lost(actor, index, error)
+            if isinstance(outcome, Exception):
+                self.lost(actor, ref, outcome)
                 continue
-            except ray_errors.RayTaskError as error:
-                # Not the work itself, whose errors are results: Ray could not carry the item or the result.
-                good, value = False, (error.cause if isinstance(error.cause, Exception) else error)
+            good, value = outcome
+            index = actor.flight.pop(ref, None)
             if not actor.flight:
                 actor.alone = False
             if good and index is None:
                 actor.ready, self.failed_starts = True, 0
+                self.first_ready = self.first_ready or time.monotonic()
             elif good:
                 assert index is not None
                 yield index, value
@@ -315,14 +343,17 @@ class _Map:
             else:
                 self.failures[index] = value
 
-    def lost(self, actor: _Actor, index: int | None, error: Exception) -> None:
-        """Note that `actor` is gone, and put its item back, or give it up."""
+    def lost(self, actor: _Actor, ref: Any, error: Exception) -> None:
+        """Note that `actor` is gone, and put the item of `ref` back, or give it up."""
         self.pool.check_cancelled(self.label)
         if actor.alive:
             actor.alive = False
             self.pool.end_host(actor.handle)
             self.looked = 0.0
+            # A host works on its two oldest items; the others only waited there.
+            actor.working = set(list(actor.flight)[:IN_FLIGHT])
             _log.info("%s: a worker died (%s); another takes its place", self.label, type(error).__name__)
+        index = actor.flight.pop(ref, None)
         if index is None:
             # A node that is gone says nothing of the worker; `check_room` sees to it that this ends.
             self.failed_starts += "node has died" not in str(error)
@@ -332,7 +363,8 @@ class _Map:
                     f"({_name(error)}). Mend the cause and run again"
                 ) from error
         else:
-            self.deaths[index] += 1
+            self.suspects.add(index)
+            self.deaths[index] += ref in actor.working
             if self.deaths[index] > self.retries:
                 self.failures[index] = error
             else:

@@ -101,15 +101,29 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 def probe(address: str, seconds: float = PROBE_SECONDS) -> None:
-    """Raise InputError unless something accepts connections at HOST:PORT within the given time."""
+    """Raise InputError unless something that can be a Ray head answers at HOST:PORT within the given time."""
     host, port = parse_address(address)
+    frame, cause = b"", None
     try:
-        socket.create_connection((host, port), timeout=seconds).close()
+        with socket.create_connection((host, port), timeout=seconds) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return
+            # A head speaks gRPC, that is HTTP/2, where both sides begin with a frame of type 4. Ray itself would wait for
+            # minutes for it on any other port.
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
+            frame = connection.recv(9)
+    except TimeoutError as error:
+        cause = error
     except OSError as error:
         raise InputError(
             f"no Ray cluster answers at {address} ({error}); start one (`ray start --head`), correct the address, "
             "or use --ray local"
         ) from error
+    if frame[3:4] != b"\x04":
+        raise InputError(
+            f"what listens at {address} is no Ray head; give the port that `ray start --head` named (6379 by default, not "
+            "the dashboard's 8265), or use --ray local"
+        ) from cause
 
 
 def _find_address() -> str:

@@ -155,8 +155,13 @@ class Store:
         elif "://" in uri and not uri.startswith("file://"):
             raise InputError(f"store {uri!r}: its scheme is not known; use a folder, file:// or s3://BUCKET/PREFIX")
         else:
-            self.uri = str(Path(uri.removeprefix("file://")).absolute())
-            self.objects = FileObjects(Path(self.uri))
+            path = Path(uri.removeprefix("file://")).absolute()
+            if not uri.removeprefix("file://"):
+                raise InputError("the store has no name; give a folder or s3://BUCKET/PREFIX as --store or SECATEUR_STORE")
+            if any(place.exists() and not place.is_dir() for place in (path, *path.parents)):
+                raise InputError(f"store {path} lies at or below a file; name a folder with --store or SECATEUR_STORE")
+            self.uri = str(path)
+            self.objects = FileObjects(path)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return (Store, (self.uri,))

@@ -49,9 +49,9 @@ def resume(run: Run, store: StoreOption = "./store", ray: Ray = "local", as_json
     """Go on with a run that did not finish."""
     from cluster.storage import Store
     from flows.execute import execute
-    from flows.runs import load_run
+    from flows.runs import plan_of
 
-    execute(load_run(run, Store(store))[1], store, ray, as_json)
+    execute(plan_of(run, Store(store)).config, store, ray, as_json)
 
 
 @app.command()

@@ -12,7 +12,6 @@ import yaml
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
 from cluster.errors import InputError
-from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
 from tasks import recipes
 from tasks.imports import nearest
 from tasks.models import BUILTIN_MODELS
@@ -73,6 +72,8 @@ class SelectSpec(Spec):
     @field_validator("keep", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise InputError(f"select.keep is {value}: it is the fraction kept; give a number in (0, 1]")
         return [value] if isinstance(value, int | float | str) else value
 
     @model_validator(mode="after")
@@ -156,12 +157,6 @@ class RunConfig(Spec):
                         f"{nearest(arm.score, known)}"
                     )
         return self
-
-    @property
-    def run_name(self) -> str:
-        """Return RUN: the name and 12 digits of what identifies the run, its data locations among them."""
-        places = {"train": self.data.train, "test": self.data.test, "scores": self.scores}
-        return f"{self.name}-{sha256(canonical_json({**self.identity(), 'places': places}))[:KEY_CHARS]}"
 
     def arms(self) -> list[ArmSpec]:
         """Return random, then the configured arms."""

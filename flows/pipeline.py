@@ -63,8 +63,13 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
         clock = Clock(states, progress)
 
         with clock.stage("shard"):
-            index = shard(run.data, place, pool, plan.source_code, lambda meta: check_models(run, meta))
+            index = shard(run.data, place, pool, plan.source_code, lambda meta: check_fit(run, meta))
         warn_of_limit(index)
+        own = None
+        if run.scores is not None:
+            # The user's own scores are checked before the run is recorded: they may be wrong input.
+            own = merge(merge_inputs(plan, index, None), place, pool)
+            check_columns(run, own)
         record_run(plan, place)
         with Attempt(place, plan.run_name, versions()) as attempt:
             clock.attempt = attempt
@@ -74,8 +79,7 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
             with clock.stage("score"):
                 scores = score(run.score, score_inputs(plan, index, proxies), place, pool) if run.score else None
             with clock.stage("merge"):
-                table = merge(merge_inputs(plan, index, scores), place, pool)
-            check_columns(run, table)
+                table = own or merge(merge_inputs(plan, index, scores), place, pool)
             with clock.stage("select"):
                 chosen = distinct(plan)
                 inputs = SelectInputs(run.data, index, table, run.select.resources)
@@ -179,9 +183,13 @@ def train_inputs(
     return TrainInputs(plan.config.data, index, plan.code, units)
 
 
-def check_models(run: RunConfig, meta: dict[str, Any]) -> None:
-    """Raise InputError, before anything is written, when a model does not fit the data."""
+def check_fit(run: RunConfig, meta: dict[str, Any]) -> None:
+    """Raise InputError, before anything is written, when a keep leaves no example or a model does not fit the data."""
     from tasks.models.build import check_model
+
+    for keep in run.select.keep:
+        if round(keep * meta["num_train"]) < 1:
+            raise InputError(f"select.keep {keep:g} of {meta['num_train']} train examples rounds to none; keep more")
 
     shape, num_classes = tuple(meta["shape"]), int(meta["num_classes"])
     wanted: list[tuple[Use, Recipe]] = [(run.train.model, run.train.recipe)]

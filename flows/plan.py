@@ -11,6 +11,7 @@ from typing import Any
 from cluster.code import add_code_dirs, check_code_dirs
 from cluster.code_digest import code_digest
 from cluster.errors import InputError
+from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
 from cluster.record import Seal, Unit
 from cluster.storage import Store
 from flows.config import ArmSpec, RunConfig
@@ -60,8 +61,11 @@ class Plan:
 
     @property
     def run_name(self) -> str:
-        """Return RUN."""
-        return self.config.run_name
+        """Return RUN: the name and 12 digits of everything that identifies it, data, code and own scores included."""
+        identity = {
+            "config": self.config.identity(), "data": self.data, "code": self.code, "scores": self.scores_digest
+        }  # fmt: skip
+        return f"{self.config.name}-{sha256(canonical_json(identity, 'run'))[:KEY_CHARS]}"
 
     def subset(self, selection: str) -> str:
         """Return the key of the subset of a selection."""

@@ -13,7 +13,7 @@ from cluster.record import Seal, Unit
 from cluster.storage import Store
 from flows.attempts import stage_timings
 from flows.config import RunConfig, parse_config
-from flows.plan import FULL, Plan, sealed
+from flows.plan import FULL, Plan, make_plan, sealed
 from tasks.imports import nearest
 from tasks.report.inputs import ArmResult, PageInputs, StageTiming
 
@@ -63,6 +63,19 @@ def load_run(run: str, store: Store) -> tuple[str, RunConfig, dict[str, Any]]:
         return name, parse_config(record["config"], f"run {name}"), record
     except (ValueError, KeyError) as error:
         raise CorruptError(f"run.json of {name} in {store.uri} cannot be read ({error})") from error
+
+
+def plan_of(run: str, store: Store) -> Plan:
+    """Return the plan of a recorded run. Raises InputError when its data or code are not what they were."""
+    name, config, record = load_run(run, store)
+    plan = make_plan(config)
+    if plan.run_name != name:
+        changed = [what for what, key in plan.keys().items() if record["keys"].get(what) != key]
+        raise InputError(
+            f"run {name} cannot go on: {', '.join(changed)} changed since it was recorded (data or code are not what they "
+            "were); `secateur run CONFIG` makes a new run of what is there now"
+        )
+    return plan
 
 
 def arm_results(plan: Plan, store: Store) -> list[ArmResult]:

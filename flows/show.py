@@ -13,7 +13,7 @@ from flows.attempts import attempt_states
 from flows.cli import parse_params, print_json
 from flows.config import RunConfig
 from flows.plan import find_states, make_plan
-from flows.runs import list_runs, load_run, make_report, recorded_stages
+from flows.runs import list_runs, load_run, make_report, plan_of, recorded_stages
 from tasks.report.publish import read_results, report_name
 
 STAGES = ("data", "code", "shard", "proxy", "scorer", "score", "merge", "select", "train")
@@ -83,9 +83,10 @@ def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
         else:
             print(f"no run in {store.uri}")
         return
-    name, config, _ = load_run(run, store)
+    plan = plan_of(run, store)
+    name = plan.run_name
     attempts = attempt_states(store, name)
-    states = find_states(make_plan(config), store)
+    states = find_states(plan, store)
     if as_json:
         stages = [{"stage": state.stage, "total": state.total, "sealed": state.sealed} for state in states]
         print_json({"run": name, "attempts": [asdict(attempt) for attempt in attempts], "stages": stages})
@@ -125,9 +126,14 @@ def print_outcome(results: dict[str, Any], store: Store, as_json: bool) -> None:
 def write_report_again(run: str, store_uri: str) -> None:
     """Write results.json and index.html again from the sealed stages."""
     store = Store(store_uri)
-    name, config, _ = load_run(run, store)
-    make_report(make_plan(config), store, recorded_stages(store, name))
-    print(store.url(report_name(name, "index.html")))
+    plan = plan_of(run, store)
+    left = [state.stage for state in find_states(plan, store) if state.left]
+    if left:
+        raise InputError(
+            f"run {plan.run_name} is not finished ({', '.join(left)}); `secateur resume {plan.run_name}` goes on with it"
+        )
+    make_report(plan, store, recorded_stages(store, plan.run_name))
+    print(store.url(report_name(plan.run_name, "index.html")))
 
 
 def run_select(

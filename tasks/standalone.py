@@ -51,8 +51,12 @@ def select_file(
     # More than 4 readers gain nothing: the rest of a pass is arithmetic under one lock.
     workers = threads or min(4, os.cpu_count() or 1)
     rows = ParquetRows(scores, id_column, score, by=by, threads=workers)
+    rows.check_unique()
     selection = calibrated_selection(rows, spec, seed, by=by, threads=workers)
-    _write(selection, out)
+    try:
+        _write(selection, out)
+    except OSError as error:
+        raise InputError(f"out {out!r} cannot be written ({error}); name another place") from error
     facts = dict(selection.facts)
     counts = facts.pop("class_counts")
     summary = {"scores": scores, "out": out, "column": score, "id_column": rows.id_column, **facts}

@@ -221,13 +221,13 @@ def test_an_address_where_no_ray_answers_is_an_input_error(start: Callable[..., 
         RAY_ADDRESS="127.0.0.1:2",
         MUTE=f"127.0.0.1:{mute.getsockname()[1]}",
     )
-    out, err = process.communicate(timeout=40)
+    out, err = process.communicate(timeout=20)
     mute.close()
     assert process.returncode == 0, err
     first, second, third = json.loads(out)
     assert "no Ray cluster answers at 127.0.0.1:1 " in first
     assert "no Ray cluster answers at 127.0.0.1:2 " in second
-    assert "cannot join the Ray cluster at 127.0.0.1:" in third
+    assert "is no Ray head" in third
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:", ":6379", "head:port", "head:0", "head:70000"])

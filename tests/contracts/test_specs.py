@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from flows.config import RunConfig, load_config
+from flows.plan import make_plan
 from tasks.spec import Spec
 
 ROOT = Path(__file__).parents[2]
@@ -44,13 +45,14 @@ def test_how_a_run_is_run_is_not_its_identity() -> None:
     one = load_config(path)
     other = load_config(path, ["proxy.resources.workers=2", "train.resources.retries=9", "train.checkpoint_every_s=0"])
     assert one.identity() == other.identity()
-    assert one.run_name == other.run_name
+    assert make_plan(one).run_name == make_plan(other).run_name
 
 
 @pytest.mark.parametrize("change", ["select.keep=0.3", "seed=1", "train.steps=10", "score.scores=[el2n]", "proxy.seeds=2"])
 def test_what_a_run_computes_is_its_identity(change: str) -> None:
     path = str(ROOT / "configs/quickstart.yaml")
-    assert load_config(path).run_name != load_config(path, [change]).run_name
+    one, other = make_plan(load_config(path)), make_plan(load_config(path, [change]))
+    assert one.run_name != other.run_name
 
 
 def test_python_files_are_short_and_named_after_the_domain() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.record import Seal
 from cluster.storage import Store
-from flows.pipeline import check_models, distinct, merge_inputs, proxy_inputs, score_inputs, train_inputs
+from flows.pipeline import check_fit, distinct, merge_inputs, proxy_inputs, score_inputs, train_inputs
 from flows.plan import Plan
 from flows.runs import make_report, record_run, subset_units
 from tasks.merge import merge_stage
@@ -22,7 +22,7 @@ from tasks.train import train_stage
 def run_serially(plan: Plan, store: Store, pool: Pool) -> dict[str, Any]:
     """Run every stage, check that each has the key that was planned, and return the results."""
     run = plan.config
-    index = shard_stage(run.data, store, pool, plan.source_code, lambda meta: check_models(run, meta))
+    index = shard_stage(run.data, store, pool, plan.source_code, lambda meta: check_fit(run, meta))
     record_run(plan, store)
     assert index.key == plan.shard
     proxies: list[Seal] = []

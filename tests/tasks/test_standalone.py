@@ -172,7 +172,7 @@ def _ids(values: Any) -> Callable[[Frame], Frame]:
         (_nan, {}, "2 of 700 scores are NaN"),
         (_nan, {"protocol": "random", "alpha": None}, "2 of 700 scores are NaN"),
         (_null, {}, "5 of 700 scores are NaN or null"),
-        (_same_ids, {}, "ids are not unique"),
+        (_same_ids, {}, "occur more than once"),
         (_ids(np.arange(N, dtype=np.float32)), {}, "whole numbers"),
         (_ids([str(i) for i in range(N)]), {}, "whole numbers"),
         (_ids(np.arange(N, dtype=np.uint64) + np.uint64(2**63)), {}, "do not fit int64"),
@@ -313,3 +313,14 @@ def test_scores_and_out_in_s3(tmp_path: Path, bucket: str) -> None:
     with pytest.raises(InputError, match="did you mean"):
         _select(f"{bucket}/in", f"{bucket}/out.parquet", score="dificulty")
     assert objects.read("out.parquet") == (tmp_path / "local.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_id_that_occurs_twice_is_refused_whether_it_is_selected_or_not(tmp_path: Path, seed: int) -> None:
+    ids = np.arange(997)
+    ids[500] = 3
+    path, out = tmp_path / "scores.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table({"example_id": ids, "s": np.random.default_rng(0).normal(size=997)}), path)
+    with pytest.raises(InputError, match=r"more than once.*3 for example"):
+        select_file(str(path), score="s", direction="high", keep=0.1, alpha=0.3, seed=seed, out=str(out))
+    assert not out.exists()
