@@ -46,6 +46,10 @@ class Host:
         self._worker: Any = None
         self._turn = 0
         self._loading, self._computing = threading.Lock(), threading.Lock()
+        # Items are computed in the order in which their loads began: a lock alone would let one overtake another for ever.
+        self._begun = 0
+        self._next = threading.Condition()
+        self._finished = 0
 
     def start(self, turn: int, code: Sequence[str], payload: bytes) -> Outcome:
         """Make the worker that `payload`, a pickled callable, makes; `turn` tells it from those before it."""
@@ -61,13 +65,27 @@ class Host:
 
     def process(self, item: Any) -> Outcome:
         """Load and compute one item; the result, or the exception it raised."""
-        try:
-            with self._loading:
+        loaded, failure = None, None
+        with self._loading:
+            place = self._begun
+            self._begun += 1
+            try:
                 loaded = self._worker.load(item)
+            except Exception as error:
+                failure = portable(error, "in the worker")
+        with self._next:
+            self._next.wait_for(lambda: self._finished == place)
+        try:
+            if failure is not None:
+                return False, failure
             with self._computing:
                 return True, self._worker.compute(item, loaded)
         except Exception as error:
             return False, portable(error, "in the worker")
+        finally:
+            with self._next:
+                self._finished += 1
+                self._next.notify_all()
 
     def stop(self, turn: int) -> None:
         """Drop the worker of `turn` and its memory; nothing happens if another took its place."""

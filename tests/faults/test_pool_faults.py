@@ -98,13 +98,14 @@ def test_when_no_node_is_left_for_a_worker_the_stage_ends_with_what_is_missing(
 
 
 def test_short_items_that_only_waited_at_a_dying_worker_are_not_charged(pool: Any, tmp_path: Path) -> None:
-    # With no retries, whoever is charged is given up: the killer, and at most the one that was loaded beside it.
+    # With no retries, whoever is charged is given up: the killer, and at most the two before it, whose replies it may
+    # have taken along, out of up to 16 that were at the worker.
     items = [*range(1, 61), -7, *range(61, 100)]
     got = []
-    with pytest.raises(StageError, match=r"[12] of 100 items failed .*-7: its worker died 1 times"):
+    with pytest.raises(StageError, match=r"[123] of 100 items failed .*-7: its worker died 1 times"):
         for _, result in pool.map(
             partial(Dies, str(tmp_path)), items, label="score", resources=Resources(workers=1, retries=0)
         ):
             got.append(result)
-    assert len(got) >= 98
+    assert len(got) >= 97
     assert len(set(got)) == len(got)
