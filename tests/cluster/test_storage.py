@@ -168,7 +168,7 @@ def test_every_name_that_is_let_through_stays_inside(name: str) -> None:
         check_name(name)
     except StoreError:
         return
-    assert os.path.normpath(f"/root/{name}") == f"/root/{name}"
+    assert os.path.normpath(f"/store/{name}") == f"/store/{name}"
 
 
 def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
