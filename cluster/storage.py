@@ -159,7 +159,9 @@ class Store:
             if not uri.removeprefix("file://"):
                 raise InputError("the store has no name; give a folder or s3://BUCKET/PREFIX as --store or SECATEUR_STORE")
             if any(place.exists() and not place.is_dir() for place in (path, *path.parents)):
-                raise InputError(f"store {path} cannot be written: it lies at or below a file; name a folder with --store or SECATEUR_STORE")
+                raise InputError(
+                    f"store {path} cannot be written: it lies at or below a file; name a folder with --store or SECATEUR_STORE"
+                )
             self.uri = str(path)
             self.objects = FileObjects(path)
 
