@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from flows.stage_task import stage_task
 from tasks.merge import MergeInputs, merge_stage
 from tasks.proxy import ProxyInputs, proxy_stage
 from tasks.score import ScoreInputs, score_stage
+from tasks.scores.registry import score_info
 from tasks.selecting import SelectInputs, SelectionUnit, selection_stage
 from tasks.shard import shard_stage
 from tasks.spec import Recipe, Use
@@ -190,6 +192,16 @@ def check_fit(run: RunConfig, meta: dict[str, Any]) -> None:
     for keep in run.select.keep:
         if round(keep * meta["num_train"]) < 1:
             raise InputError(f"select.keep {keep:g} of {meta['num_train']} train examples rounds to none; keep more")
+    if run.proxy is not None and run.score is not None:
+        epoch = math.ceil(meta["num_train"] / run.proxy.batch_size)
+        steps = run.proxy.steps_for(meta["num_train"])
+        dynamic = [use.name for use in run.score.scores if score_info(use.name).needs == "dynamics"]
+        if dynamic and steps < epoch:
+            # An example that was never presented has no dynamics, and a zero in its place would rank it.
+            raise InputError(
+                f"{', '.join(dynamic)} read the training of every example, but proxy has {steps} steps and one pass takes "
+                f"{epoch}; give proxy at least one epoch, or leave these scores out"
+            )
 
     shape, num_classes = tuple(meta["shape"]), int(meta["num_classes"])
     wanted: list[tuple[Use, Recipe]] = [(run.train.model, run.train.recipe)]

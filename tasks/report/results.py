@@ -43,7 +43,7 @@ def build_results(
     """Return results.json of a run as plain values: deterministic, free of NaN, accuracies in percent of the last step.
 
     `min_replicates` below which no verdict is given: 5 for comparisons named in advance, 10 for a sweep or search.
-    Raises InputError on arms that cannot be compared: no or two random arms at a keep, two arms of one name at a keep,
+    Raises InputError on arms that cannot be compared: two random arms at a keep, two arms of one name at a keep,
     replicates that share a seed, arms whose replicates have different seeds; CorruptError where a sealed accuracy is
     not that of its predictions.
     """

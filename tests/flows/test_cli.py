@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import InputError
 from cluster.storage import Store
 from flows import cli
 from flows.config import load_config
@@ -118,3 +119,16 @@ def test_help_and_plan_import_nothing_heavy(words: list[str], tmp_path: Path) ->
     words = [str(tmp_path) if word == "STORE" else word for word in words]
     run = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(("steps", "refused"), [(30, True), (31, False)])
+def test_dynamics_need_a_whole_epoch(tmp_path: Path, steps: int, refused: bool) -> None:
+    sets = [*SMALL, "score.scores=[el2n, aum]", "proxy.epochs=null", f"proxy.steps={steps}"]
+    plan = make_plan(load_config(QUICKSTART, sets))
+    store = tmp_path / "store"
+    if refused:
+        with pytest.raises(InputError, match=r"aum read the training of every example.*30 steps and one pass takes 31"):
+            run_serially(plan, Store(str(store)), SerialPool())
+        assert not store.exists()
+    else:
+        run_serially(plan, Store(str(store)), SerialPool())
