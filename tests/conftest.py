@@ -61,11 +61,15 @@ def ray_session() -> Iterator[RayCluster]:
     cluster.close()
 
 
+# One cluster, one Prefect server and one object gateway for all: the tests that share one run in one process.
+GROUPS = {"cluster": "ray", "faults": "ray", "flows": "prefect", "s3": "s3"}
+
+
+# xdist turns the marker into a part of the name in a hook of its own: after it a group is not seen any more.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all tests that start Ray in one worker, and all that need the Prefect server in another."""
+    """Keep tests that share a cluster or a server in one process, unless a test names another group itself."""
     for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        if folder in ("cluster", "faults"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif folder == "flows":
-            item.add_marker(pytest.mark.xdist_group("prefect"))
+        group = GROUPS.get(item.path.relative_to(ROOT / "tests").parts[0])
+        if group is not None and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(group))
