@@ -155,7 +155,7 @@ class _PartRows:
     """Read_co sealed parts, verified against their seal the first time each is read in this process."""
 
     store: Store
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
     num_rows: int
     num_codes: int
     # Known only after a pass.

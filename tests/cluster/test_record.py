@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import CorruptError
-from cluster.record import Part, Seal, Unit, read_part
+from cluster.fingerprint import sha256
+from cluster.record import Part, Parts, Seal, Unit, read_part
 from cluster.storage import Store
 
 KEY = "0123456789abcdef" * 4
@@ -35,7 +37,7 @@ def test_a_unit_from_nothing_to_sealed(unit: Unit) -> None:
     assert second == Part("stages/score-0123456789ab/parts/b.txt", 2, 7, second.sha256)
     assert unit.find_part("b.txt", count) == second
     seal = unit.publish_seal([second, first], {"num_rows": 3})
-    assert seal.parts == (first, second)
+    assert seal.parts == (first, second) and seal.parts[-1] == second and list(seal.parts[:1]) == [first]
     assert unit.seal() == seal
     assert read_part(unit.store, first) == b"x\nEND"
 
@@ -114,6 +116,43 @@ def test_a_broken_seal_is_named(unit: Unit, data: bytes) -> None:
         unit.seal()
 
 
+EDITS = {
+    "rows": (b'"rows":2', b'"rows":3'),
+    "meta": (b'"num_rows":2', b'"num_rows":1'),
+    "stage": (b'"stage":"score"', b'"stage":"sc0re"'),
+    "space": (b'"stage":', b'"stage": '),
+    "line end": (b"}", b"}\n"),
+    "another field": (b'"meta":', b'"extra":1,"meta":'),
+    "negative": (b'"rows":2', b'"rows":-2'),
+    "huge": (b'"rows":2', b'"rows":' + b"9" * 30),
+    "text": (b'"rows":2', b'"rows":"2"'),
+    "digits": (b'"sha256":"', b'"sha256":"x'),
+    "nesting": (b'"meta":{', b'"meta":{"deep":' + b"[" * 100_000 + b"]" * 100_000 + b","),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_seal_edited_by_hand_is_found(unit: Unit, edit: str) -> None:
+    seal = unit.publish_seal([unit.publish_part("a", b"x\ny\nEND", count)], {"num_rows": 2})
+    path = Path(unit.store.uri, unit.folder, "seal.json")
+    before, after = EDITS[edit]
+    edited = path.read_bytes().replace(before, after)
+    assert edited != seal.to_bytes()
+    path.write_bytes(edited)
+    with pytest.raises(CorruptError, match=r"seal /.*/seal.json .*it was changed after publishing"):
+        unit.seal()
+
+
+def test_a_seal_of_many_parts_is_small_in_memory_and_pickles() -> None:
+    digests = [sha256(b"%d" % number) for number in range(2000)]
+    parts = [Part(f"stages/score-0123456789ab/parts/{each[:12]}.parquet", n, 2**40 + n, each) for n, each in enumerate(digests)]
+    seal = Seal("score", KEY, parts)
+    assert list(seal.parts) == parts
+    assert len(pickle.dumps(seal)) < 130 * len(parts)
+    assert pickle.loads(pickle.dumps(seal)) == seal and hash(seal.parts) == hash(Parts(parts))
+    assert Seal.from_bytes(seal.to_bytes(), "here") == seal
+
+
 def test_several_seals_share_a_folder_of_parts(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     scorer = "f" * 64
@@ -127,5 +166,5 @@ def test_several_seals_share_a_folder_of_parts(tmp_path: Path) -> None:
 
 def test_a_seal_holds_no_times_and_reads_as_json(unit: Unit) -> None:
     body = json.loads(unit.publish_seal([unit.publish_part("a", b"END", count)], {"n": 1}).to_bytes())
-    assert set(body) == {"stage", "key", "parts", "meta"}
+    assert set(body) == {"digest", "stage", "key", "parts", "meta"}
     assert set(body["parts"][0]) == {"name", "rows", "size", "sha256"}
