@@ -182,7 +182,9 @@ class Unit:
 
     def publish_seal(self, parts: Sequence[Part], meta: Mapping[str, Any] | None = None) -> Seal:
         """Publish the seal, last of all, and return the one that stands."""
-        seal = Seal(self.stage, self.key, Parts(sorted(parts, key=lambda part: part.name)), dict(meta or {}))
+        names = [part.name for part in parts]
+        order = sorted(range(len(names)), key=names.__getitem__)
+        seal = Seal(self.stage, self.key, Parts(parts[at] for at in order), dict(meta or {}))
         if self.store.create(f"{self.folder}/{self.seal_name}", seal.to_bytes()):
             return seal
         winner = self.seal()
