@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -97,15 +98,16 @@ class Seal:
 
     def to_bytes(self) -> bytes:
         """Return the canonical bytes; their `digest` is the sha256 of the same JSON without that field."""
-        whole = bytearray(_HEAD + b"0" * 64 + b'",')
-        start = len(whole)
         # The body's opening brace is the one that stands before `digest`.
-        digest = hashlib.sha256(b"{")
+        digest, whole = hashlib.sha256(b"{"), io.BytesIO()
+        whole.write(_HEAD + b"0" * 64 + b'",')
         for number, piece in enumerate(self._pieces()):
-            whole += piece if number else piece[1:]
-        digest.update(memoryview(whole)[start:])
-        whole[len(_HEAD) : len(_HEAD) + 64] = digest.hexdigest().encode()
-        return bytes(whole)
+            rest = piece if number else piece[1:]
+            digest.update(rest)
+            whole.write(rest)
+        whole.seek(len(_HEAD))
+        whole.write(digest.hexdigest().encode())
+        return whole.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Seal:
