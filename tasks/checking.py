@@ -2,52 +2,114 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import InputError
+from tasks.classes import Seen, count_classes, label_trouble
+from tasks.quarantine import SHOWN as SHOWN_EXAMPLES
+from tasks.quarantine import allowed_rows, causes_table
 from tasks.schemas import TEST, TRAIN, VALIDATION
-from tasks.sources.contents import as_features, as_ids, check_raw, encode_labels
-from tasks.sources.protocol import TEST_LOCATION, TRAIN_LOCATION, RawExamples, Shard, Source
+from tasks.sources.contents import as_features, as_ids, check_raw, encode_labels, place_of
+from tasks.sources.protocol import (
+    BAD_LABEL,
+    TEST_LOCATION,
+    TRAIN_LOCATION,
+    WRONG_SHAPE,
+    BadRow,
+    RawExamples,
+    Shard,
+    Source,
+)
 from tasks.sources.registry import open_source
 from tasks.sources.spec import DataSpec
 from tasks.splitting import Splitter
+from tasks.uniqueness import check_ids
 
 I64 = npt.NDArray[np.int64]
+Shape = tuple[int, ...]
 
-# Labels that a message lists.
-SHOWN = 20
+
+@dataclass(frozen=True)
+class Judged:
+    """Hold the rows of a shard as they were read, and the bad ones among them by their ordinal."""
+
+    ids: I64
+    classes: I64
+    shape: Shape
+    dtype: str
+    unknown: Counter[str]
+    bad: dict[int, BadRow]
+
+    @property
+    def usable(self) -> npt.NDArray[np.bool_]:
+        """Return which rows are not bad, (N,)."""
+        out = np.ones(len(self.ids), dtype=bool)
+        out[list(self.bad)] = False
+        return out
+
+
+def judge(
+    raw: RawExamples, shard: Shard, label_map: Mapping[str, int] | None, num_classes: int | None,
+    shape: Shape | None = None,
+) -> Judged:
+    """Return what is in a shard, every row that cannot be used among `bad`; the first thing wrong with a row counts.
+
+    `shape` is that of the dataset's examples, where it is known. Raises InputError for what is wrong as a whole.
+    """
+    check_raw(raw, shard)
+    ids = as_ids(raw.example_id, shard)
+    bad = {one.row: one for one in reversed(raw.bad)}
+    found_shape, dtype = raw.x.shape[1:], "uint8" if raw.x.dtype == np.uint8 else "float32"
+    if len(bad) < shard.rows:
+        _, broken = as_features(raw.x, shard)
+        if shape is not None and found_shape != shape:
+            what = f"its shape is {found_shape}, that of the dataset {shape}"
+            broken = [BadRow(row, WRONG_SHAPE, what) for row in range(shard.rows)]
+        for one in broken:
+            bad.setdefault(one.row, one)
+    labels = encode_labels(raw.labels, label_map, shard, num_classes)
+    for one in labels.bad:
+        bad.setdefault(one.row, one)
+    return Judged(ids, labels.classes, found_shape, dtype, labels.unknown, bad)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Say what one shard holds. `ids` is (first, rows) for consecutive ids, else all of them; `candidates` are limit
-    hash, split and class of its rows of smallest limit hash, when there is a limit."""
+    """Say what one shard holds; `shape` is None where no row is usable, and rows that are not are in `bad` alone.
 
-    shape: tuple[int, ...]
+    `ids` is (first, rows) for consecutive ids, else all of them; `candidates` are limit hash, split and class of its rows
+    of smallest limit hash, when there is a limit. `bad` counts causes, `examples` shows some of each.
+    """
+
+    shape: Shape | None
     dtype: str
     ids: tuple[int, int] | I64
     classes: Counter[int]
     unknown: Counter[str]
     by_split: Counter[tuple[int, int]]
     candidates: tuple[npt.NDArray[np.uint64], npt.NDArray[np.int8], I64] | None
+    bad: Counter[str]
+    examples: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Say what all shards together are."""
+    """Say what all shards together are. `spoiled` counts the bad rows of each shard, in their order."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: str
     num_classes: int
     counts: dict[str, int]
     limit_hash: int | None
+    causes: Counter[str]
+    spoiled: list[int]
+    examples: dict[str, list[str]]
 
 
 class CheckWorker:
@@ -65,10 +127,9 @@ class CheckWorker:
 
     def compute(self, item: Shard, loaded: RawExamples) -> Checked:
         """Return what the shard holds. Raises InputError."""
-        check_raw(loaded, item)
-        x = as_features(loaded.x, item)
-        ids = as_ids(loaded.example_id, item)
-        labels, unknown = encode_labels(loaded.labels, self.label_map, item)
+        judged = judge(loaded, item, self.label_map, self.spec.num_classes)
+        usable = judged.usable
+        ids, labels = judged.ids[usable], judged.classes[usable]
         splits = self.splitter.splits(ids, item.location)
         by_split = Counter(zip(splits.tolist(), labels.tolist()))
         candidates = None
@@ -76,9 +137,16 @@ class CheckWorker:
             hashes = self.splitter.hashes(ids)
             take = np.argsort(hashes)[: self.spec.limit]
             candidates = hashes[take], splits[take], labels[take]
+        examples: dict[str, list[str]] = {}
+        for row in sorted(judged.bad):
+            one = judged.bad[row]
+            texts = examples.setdefault(one.error_class, [])
+            if len(texts) < SHOWN_EXAMPLES:
+                texts.append(f"{place_of(row, item)} ({one.message})")
         return Checked(
-            x.shape[1:], str(x.dtype), _as_range(ids), Counter(labels.tolist()), unknown, by_split, candidates
-        )
+            judged.shape if len(ids) else None, judged.dtype, _as_range(judged.ids), Counter(labels.tolist()),
+            judged.unknown, by_split, candidates, Counter(one.error_class for one in judged.bad.values()), examples,
+        )  # fmt: skip
 
 
 def _as_range(ids: I64) -> tuple[int, int] | I64:
@@ -94,30 +162,42 @@ def summarize(
     splitter: Splitter,
     label_map: Mapping[str, int] | None,
 ) -> Findings:
-    """Return the facts of the whole dataset. Raises InputError when it is none: see the messages."""
-    first = checked[0]
-    for shard, one in zip(shards, checked):
-        if (one.shape, one.dtype) != (first.shape, first.dtype):
-            raise InputError(
-                f"features differ: {shards[0]} has {first.dtype} of shape {first.shape}, {shard} has {one.dtype} of "
-                "shape "
-                f"{one.shape}; all rows must be alike"
-            )
-    num_classes = _count_classes(spec, shards, checked, label_map)
+    """Return the facts of the whole dataset.
+
+    Raises InputError when it is none, or when more rows are bad than data.max_bad_fraction allows: see the messages.
+    """
+    shape, dtype = _expected(shards, checked)
+    checked = [_of_shape(one, shape, shard) for one, shard in zip(checked, shards)]
     check_ids(shards, [one.ids for one in checked])
+    num_classes = _known_classes(spec, shards, checked)
+    strange = [_strange(one, shard, num_classes) for one, shard in zip(checked, shards)]
+    causes: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    for one in checked:
+        causes.update(one.bad)
+        for cause, texts in one.examples.items():
+            examples.setdefault(cause, []).extend(texts[: SHOWN_EXAMPLES - len(examples.get(cause, []))])
+    causes[BAD_LABEL] += sum(strange)
+    seen = Seen.of([(shard.location, one.classes, one.unknown) for one, shard in zip(checked, shards)])
+    trouble = [*label_trouble(spec, seen, label_map, num_classes), *_shape_trouble(shards, checked, shape)]
+    refuse_bad(spec, causes, sum(shard.rows for shard in shards), examples, trouble)
+    num_classes = count_classes(spec, seen)
     by_split: Counter[tuple[int, int]] = Counter()
     for one in checked:
         by_split.update(one.by_split)
     limit_hash = None
-    train_rows = sum(shard.rows for shard in shards if shard.location == TRAIN_LOCATION)
+    train_rows = sum(one.classes.total() for one, shard in zip(checked, shards) if shard.location == TRAIN_LOCATION)
     if spec.limit is not None and spec.limit < train_rows:
         limit_hash, limited = _limit(spec.limit, checked)
         by_split = limited
         for one, shard in zip(checked, shards):
             if shard.location == TEST_LOCATION:
                 by_split.update(one.by_split)
-    counts = _count_splits(spec, splitter, by_split, sum(shard.rows for shard in shards))
-    return Findings(first.shape, first.dtype, num_classes, counts, limit_hash)
+    by_split = Counter({pair: rows for pair, rows in by_split.items() if pair[1] < num_classes})
+    usable = sum(shard.rows for shard in shards) - causes.total()
+    counts = _count_splits(spec, splitter, by_split, usable)
+    spoiled = [one.bad.total() + more for one, more in zip(checked, strange)]
+    return Findings(shape, dtype, num_classes, counts, limit_hash, +causes, spoiled, examples)
 
 
 def _limit(limit: int, checked: Sequence[Checked]) -> tuple[int, Counter[tuple[int, int]]]:
@@ -152,114 +232,73 @@ def _count_splits(
         raise InputError(f"the train split holds only class {classes[0]}; at least 2 classes are needed: {cause}")
     return {**counts, "unused": num_rows - sum(counts.values())}
 
-
-def _show(labels: Sequence[Any]) -> str:
-    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
-    return ", ".join(repr(label) for label in labels[:SHOWN]) + more
-
-
-def _in_order(labels: Counter[str]) -> list[str]:
-    try:
-        return sorted(labels, key=int)
-    except ValueError:
-        return sorted(labels)
-
-
-def _suggestion(labels: Sequence[str]) -> str:
-    more = ", ..." if len(labels) > SHOWN else ""
-    return "data.label_map: {" + ", ".join(f"{label!r}: {i}" for i, label in enumerate(labels[:SHOWN])) + more + "}"
-
-
-def _count_classes(
-    spec: DataSpec, shards: Sequence[Shard], checked: Sequence[Checked], label_map: Mapping[str, int] | None
-) -> int:
-    """Return K, after checking every label of every location against the rule 0..K-1."""
-    known: dict[str, Counter[int]] = {TRAIN_LOCATION: Counter(), TEST_LOCATION: Counter()}
-    unknown: dict[str, Counter[str]] = {TRAIN_LOCATION: Counter(), TEST_LOCATION: Counter()}
+def _expected(shards: Sequence[Shard], checked: Sequence[Checked]) -> tuple[Shape, str]:
+    """Return shape and type of most usable rows. Raises InputError where types differ: then none of them is the odd one."""
+    rows: Counter[Shape] = Counter()
+    first: tuple[Shard, Checked] | None = None
     for shard, one in zip(shards, checked):
-        known[shard.location].update({label: n for label, n in one.classes.items() if label >= 0})
-        unknown[shard.location].update(one.unknown)
-    for location, labels in unknown.items():
-        if not labels:
+        if one.shape is None:
             continue
-        seen = _in_order(labels)
-        if label_map is not None:
+        if first is None:
+            first = shard, one
+        elif one.dtype != first[1].dtype:
             raise InputError(
-                f"data.{location} has labels that label_map does not name: {_show(seen)} ({sum(labels.values())} "
-                "rows); "
-                f"it names {_show(sorted(label_map))}. Add them to data.label_map"
+                f"features differ: {first[0]} has {first[1].dtype} of shape {first[1].shape}, {shard} has {one.dtype} of "
+                f"shape {one.shape}; all rows must be alike"
             )
-        every = _in_order(Counter({**unknown[TRAIN_LOCATION], **{str(label): 1 for label in known[TRAIN_LOCATION]}}))
+        rows[one.shape] += one.classes.total()
+    if first is None:
+        return (), "float32"
+    return max(rows, key=lambda shape: rows[shape]), first[1].dtype
+
+
+def _of_shape(one: Checked, shape: Shape, shard: Shard) -> Checked:
+    """Return what a shard holds where every example has `shape`: nothing usable, if its rows have another."""
+    if one.shape is None or one.shape == shape:
+        return one
+    said = f"{place_of(0, shard)} (its shape is {one.shape}, that of the dataset {shape})"
+    none = None
+    if one.candidates is not None:
+        hashes, splits, labels = one.candidates
+        none = hashes[:0], splits[:0], labels[:0]
+    return dataclasses.replace(
+        one, shape=None, classes=Counter(), by_split=Counter(), candidates=none,
+        bad=one.bad + Counter({WRONG_SHAPE: one.classes.total()}),
+        examples={**one.examples, WRONG_SHAPE: [*one.examples.get(WRONG_SHAPE, []), said]},
+    )  # fmt: skip
+
+
+def _shape_trouble(shards: Sequence[Shard], checked: Sequence[Checked], shape: Shape) -> list[str]:
+    """Return what differs in shape, and how to mend it."""
+    odd = [shard for shard, one in zip(shards, checked) if one.bad[WRONG_SHAPE]]
+    if not odd:
+        return []
+    like = next((str(shard) for shard, one in zip(shards, checked) if one.shape == shape), "none")
+    hint = ": set source args size: [H, W], or mode: RGB" if odd[0].files else ""
+    return [f"features differ: most are of shape {shape}, as in {like}, others are not, first in {odd[0]}{hint}"]
+
+
+def refuse_bad(
+    spec: DataSpec, causes: Mapping[str, int], rows: int, examples: Mapping[str, Sequence[str]], trouble: Sequence[str] = ()
+) -> None:
+    """Raise InputError, with a table of causes, where more of `rows` are bad than data.max_bad_fraction allows."""
+    bad, allowed = sum(causes.values()), allowed_rows(spec.max_bad_fraction, rows)
+    if bad > allowed:
+        why = "".join(f" {one};" for one in trouble)
         raise InputError(
-            f"data.{location} has labels that are not 0..K-1: {_show(seen)}; give each label a class, for example "
-            f"{_suggestion(every or seen)}"
+            f"{bad} of {rows} rows are bad, and data.max_bad_fraction {spec.max_bad_fraction:g} allows {allowed};{why} mend "
+            f"them, or raise data.max_bad_fraction to leave them out:{causes_table(causes, examples)}"
         )
-    seen_classes = sorted(known[TRAIN_LOCATION])
-    num_classes = spec.num_classes or seen_classes[-1] + 1
-    if len(seen_classes) < 2:
-        raise InputError(f"data.train holds only the label {seen_classes[0]}; at least 2 classes are needed")
-    outside = [label for label in seen_classes if label >= num_classes]
-    if outside:
-        raise InputError(f"data.train has labels {_show(outside)} but num_classes is {num_classes}: labels are 0 to "
-                         f"{num_classes - 1}; raise num_classes or give data.label_map")
-    if spec.num_classes is None and len(seen_classes) < num_classes:
-        texts = [str(label) for label in seen_classes]
-        raise InputError(
-            f"data.train has the labels {_show(seen_classes)}, which are not all of 0..{num_classes - 1}; set "
-            f"data.num_classes if the others may be missing, or number the labels, for example {_suggestion(texts)}"
-        )
-    strange = sorted(label for label in known[TEST_LOCATION] if label >= num_classes)
-    if strange:
-        raise InputError(f"data.test has labels {_show(strange)} that data.train has not: there are {num_classes} "
-                         "classes, "
-                         f"0 to {num_classes - 1}")
-    return num_classes
 
 
-def check_ids(shards: Sequence[Shard], ids: Sequence[tuple[int, int] | I64]) -> None:
-    """Raise InputError when an id occurs twice in all shards of all locations.
-
-    Consecutive ids are compared as ranges, so only ids of an id column are held: 8 bytes a row.
-    """
-    starts: list[tuple[int, int, int]] = []
-    loose: list[I64] = []
-    for number, one in enumerate(ids):
-        if not isinstance(one, tuple):
-            loose.append(one)
-            continue
-        first, rows = one
-        inside = min(rows, 2**63 - first)
-        starts.append((first, first + inside, number))
-        if inside < rows:
-            starts.append((0, rows - inside, number))
-    starts.sort()
-    for (_, end, a), (start, _, b) in pairwise(starts):
-        if start < end:
-            raise _duplicate(start, [shards[a], shards[b]])
-    if not loose:
-        return
-    every = np.sort(np.concatenate(loose))
-    twice = every[1:][every[1:] == every[:-1]]
-    if starts and not len(twice):
-        # ids in [first, end) of a range number searchsorted(end) - searchsorted(first).
-        lows = np.searchsorted(every, np.array([start for start, _, _ in starts], dtype=np.int64))
-        highs = np.searchsorted(every, np.array([end - 1 for _, end, _ in starts], dtype=np.int64), side="right")
-        hit = np.flatnonzero(highs > lows)
-        twice = every[lows[hit[:1]]]
-    if len(twice):
-        raise _duplicate(int(twice[0]), [shard for shard, one in zip(shards, ids) if _holds(one, int(twice[0]))])
+def _known_classes(spec: DataSpec, shards: Sequence[Shard], checked: Sequence[Checked]) -> int:
+    """Return K as far as it is known before the labels are checked."""
+    seen = [max(one.classes) for one, shard in zip(checked, shards) if one.classes and shard.location == TRAIN_LOCATION]
+    return spec.num_classes or (max(seen) + 1 if seen else 0)
 
 
-def _holds(ids: tuple[int, int] | I64, example_id: int) -> bool:
-    if isinstance(ids, tuple):
-        return (example_id - ids[0]) % 2**63 < ids[1] and example_id >= 0
-    return bool((ids == example_id).any())
-
-
-def _duplicate(example_id: int, where: Sequence[Shard]) -> InputError:
-    places = " and ".join(dict.fromkeys(str(shard) for shard in where))
-    return InputError(
-        f"example_id {example_id} is there more than once, in {places}; every id of data.train and data.test must be "
-        "unique: "
-        "mend the id column, or leave id_column out"
-    )
+def _strange(one: Checked, shard: Shard, num_classes: int) -> int:
+    """Return how many test rows of a shard have a label that the train location has not."""
+    if shard.location != TEST_LOCATION or not num_classes:
+        return 0
+    return sum(rows for label, rows in one.classes.items() if label >= num_classes)

@@ -111,11 +111,13 @@ class Dataset:
 
         import numpy as np
 
+        from tasks.schemas import QUARANTINED
         from tasks.sources.contents import as_features, as_ids, check_raw, encode_labels
         from tasks.tables import footer_of
 
         table = self.index_table(shard)
-        mask = table.column("split").to_numpy() == split
+        splits = table.column("split").to_numpy()
+        mask = splits == split
         positions = table.column("position").to_numpy()[mask]
         if not mask.any():
             none = np.empty(0, dtype=np.int64)
@@ -124,13 +126,17 @@ class Dataset:
         full = dataclasses.replace(shard, files=tuple(files))
         raw = self._source(shard.location).read(full)
         check_raw(raw, full)
-        ids, labels = as_ids(raw.example_id, full), encode_labels(raw.labels, self.meta["label_map"], full)[0]
-        indexed = table.column("label").to_numpy()
-        same = np.array_equal(ids, table.column("example_id").to_numpy()) and (labels >= 0).all()
+        ids = as_ids(raw.example_id, full)
+        labels = encode_labels(raw.labels, self.meta["label_map"], full, self.num_classes).classes
+        indexed, usable = table.column("label").to_numpy(), splits != QUARANTINED
+        same = np.array_equal(ids, table.column("example_id").to_numpy()) and (labels[usable] >= 0).all()
         if not same or ((indexed >= 0) & (indexed != labels)).any():
             raise InputError(f"{shard}: ids or labels are not those of the index; the data changed under the run: "
                              "run again")
-        x = as_features(raw.x[mask], dataclasses.replace(full, files=()))
+        x, broken = as_features(raw.x[mask], dataclasses.replace(full, files=()))
+        if broken or any(usable[one.row] for one in raw.bad):
+            raise InputError(f"{shard}: rows are bad that were not when they were checked; the data changed under the run: "
+                             "run again")
         if x.shape[1:] != self.shape or str(x.dtype) != self.dtype:
             raise InputError(f"{shard}: features are {x.dtype} of shape {x.shape[1:]}, the index says {self.dtype} "
                              "of shape "

@@ -61,12 +61,12 @@ class MergeInputs:
 
 
 def merge_stage(inputs: MergeInputs, store: Store, pool: Pool) -> Seal:
-    """Publish the score table and return its seal; every train row of the index has exactly one score row.
+    """Publish the score table and return its seal; every train row has one score row, or is in the score's quarantine.
 
     Parts follow the shards (example_id, label, one float32 column a score). `seal.meta` holds columns, directions,
-    num_rows, histograms, sortable (sparse counts of the top 16 bits of `sortable_bits`), rank_correlations between
-    seeds, and the source's own metadata. Raises InputError with counts for missing, extra or duplicate ids and for
-    values that are not finite float32 numbers.
+    num_rows, quarantine (as the score stage's), histograms, sortable (sparse counts of the top 16 bits of
+    `sortable_bits`), rank_correlations between seeds, and the source's own metadata. Raises InputError with counts for
+    missing, extra or duplicate ids and for values that are not finite float32 numbers.
     """
     from tasks.merge_worker import run_merge_stage
 

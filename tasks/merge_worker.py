@@ -18,6 +18,7 @@ from tasks.hashing import hash64
 from tasks.merge import MergeInputs, merge_key
 from tasks.own_scores import OwnScores, read_own_scores
 from tasks.pool import FunctionWorker, SerialPool
+from tasks.quarantine import FACT, left_out, tables_of
 from tasks.schemas import TRAIN, score_table_schema
 from tasks.selection.order import DIGIT_BITS, sortable_bits
 from tasks.sources.protocol import Shard
@@ -78,7 +79,8 @@ def run_merge_stage(inputs: MergeInputs, store: Store, pool: Pool) -> Seal:
     shards = Dataset(inputs.data, inputs.index, store).shards("train")
     if inputs.score is not None:
         _check_parts(inputs.score, shards)
-        merging = Merging(inputs, store, key, tuple(inputs.score.meta["columns"]), dict(inputs.score.meta))
+        facts = {name: value for name, value in inputs.score.meta.items() if name != FACT}
+        merging = Merging(inputs, store, key, tuple(inputs.score.meta["columns"]), facts)
         summaries = [result for _, result in pool.map(
             partial(MergeWorker, merging), shards, label="merge", resources=inputs.resources
         )]  # fmt: skip
@@ -100,6 +102,7 @@ def run_merge_stage(inputs: MergeInputs, store: Store, pool: Pool) -> Seal:
     parts = [summary.part for summary in summaries]
     ranges = {name: _range(summaries, name) for name in merging.columns}
     rows = sum(part.rows for part in parts)
+    unscored = left_out(inputs.score) if inputs.score is not None else {"rows": 0, "causes": {}, "parts": []}
     seeds = _seed_columns(merging.columns)
     look = partial(detail, store, ranges, seeds, min(1.0, EXACT_ROWS / max(rows, 1)))
     details = [result for _, result in pool.map(
@@ -109,6 +112,8 @@ def run_merge_stage(inputs: MergeInputs, store: Store, pool: Pool) -> Seal:
         **merging.facts,
         "columns": list(merging.columns),
         "num_rows": rows,
+        # Train examples without a score: the score stage's quarantine, whose tables stay where they are.
+        FACT: unscored,
         "histograms": {
             name: {
                 "low": ranges[name][0],
@@ -149,11 +154,22 @@ class MergeWorker:
         self.dataset = Dataset(merging.inputs.data, merging.inputs.index, merging.store)
         score = merging.inputs.score
         self.sources = {part.name.rpartition("/")[2]: part for part in score.parts} if score is not None else {}
+        tables = tables_of(left_out(score)) if score is not None else []
+        self.unscored = {part.name.rpartition("/")[2]: part for part in tables}
 
     def load(self, shard: Shard) -> tuple[I64, I64, pa.Table | None]:
-        """Return ids and labels of the train rows, and the score part they must match."""
+        """Return ids and labels of the train rows that have a score, and the score part they must match."""
         ids, labels = train_rows(self.dataset, shard)
-        source = self.sources.get(shard.part_name)
+        source, unscored = self.sources.get(shard.part_name), self.unscored.get(shard.part_name)
+        if unscored is not None:
+            without = load_part(self.merging.store, unscored, ["example_id"]).column("example_id").to_numpy()
+            scored = ~np.isin(ids, without)
+            if int(np.count_nonzero(~scored)) != len(without):
+                raise CorruptError(
+                    f"quarantine {self.merging.store.url(unscored.name)} names {len(without)} examples, "
+                    f"{np.count_nonzero(~scored)} of them are train rows of {shard}: it is of another index. Score again"
+                )
+            ids, labels = ids[scored], labels[scored]
         return ids, labels, load_part(self.merging.store, source) if source is not None else None
 
     def compute(self, shard: Shard, loaded: tuple[I64, I64, pa.Table | None]) -> Summary:

@@ -55,6 +55,8 @@ def read_own_scores(uri: str, id_column: str = "example_id") -> OwnScores:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from tasks.sources.digest import is_remote
+
     tables: list[pa.Table] = []
     first: tuple[list[str], tuple[str, ...], bool] | None = None
     for file in _files(uri):
@@ -67,7 +69,10 @@ def read_own_scores(uri: str, id_column: str = "example_id") -> OwnScores:
                 first = chosen
                 wanted = [id_column, *chosen[0], *([LABEL] if chosen[2] else [])]
                 tables.append(parquet.read(columns=wanted))
-            except (pa.ArrowInvalid, OSError) as error:
+            except (pa.ArrowException, OSError) as error:
+                # pyarrow says OSError of damaged pages; from S3 it may be the network, which is not the input's fault.
+                if is_remote(file.uri) and not isinstance(error, pa.ArrowException):
+                    raise
                 raise InputError(f"scores {file.uri} is not readable Parquet ({error})") from error
     assert first is not None
     names, ignored, labelled = first

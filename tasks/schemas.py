@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, 3
-"""Values of `split`. UNUSED rows lie outside `data.limit`."""
+TRAIN, VALIDATION, TEST, UNUSED, QUARANTINED = 0, 1, 2, 3, 4
+"""Values of `split`. UNUSED rows lie outside `data.limit`, QUARANTINED ones are bad and in the quarantine table."""
 
 INDEX = pa.schema(
     [
@@ -13,8 +13,17 @@ INDEX = pa.schema(
         # Ordinal of the row in the train (or the test) location, counted over its shards in order.
         pa.field("position", pa.int64(), nullable=False),
         pa.field("split", pa.int8(), nullable=False),
-        # 0..K-1 after label_map; -1 for test rows, whose labels only evaluation reads.
+        # 0..K-1 after label_map; -1 for test rows, whose labels only evaluation reads, and for quarantined ones.
         pa.field("label", pa.int64(), nullable=False),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("error_class", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
     ]
 )
 

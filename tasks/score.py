@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator, model_validator
 
-from cluster.errors import InputError
+from cluster.errors import InputError, ItemsError
 from cluster.fingerprint import stage_key
 from tasks.scores.registry import SCORES, score_info
 from tasks.spec import Numerics, Resources, Spec, setting
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tasks.proxy import ProxySpec
     from tasks.sources.spec import DataSpec
 
-VERSION = 1
+VERSION = 2
 NEVER_LEARNED = "never_learned"
 
 
@@ -56,6 +57,9 @@ class ScoreSpec(Spec):
         256, identity=True, ge=16, doc="Rows of every forward pass; short batches are padded, so that bytes agree."
     )
     numerics: Numerics = setting(Numerics(), identity=True, doc="Device, autocast and threads of scoring.")
+    max_bad_fraction: float = setting(
+        0.001, identity=False, ge=0, lt=1, doc="Share of the train examples that may have no score and go to the quarantine."
+    )
     resources: Resources = setting(Resources(), identity=False, doc="How the stage is run.")
 
     @field_validator("scores", mode="before")
@@ -158,11 +162,39 @@ class ScoreInputs:
     seed: int
 
 
+def over_budget(
+    spec: ScoreSpec, num_train: int, causes: Mapping[str, int], examples: Mapping[str, Sequence[str]], where: str = ""
+) -> ItemsError:
+    """Return the error of a stage in which more train examples have no score than `spec.max_bad_fraction` allows.
+
+    With `where`, causes are those of that place alone.
+    """
+    from tasks.quarantine import allowed_rows, causes_table
+
+    return ItemsError(
+        f"{f'{where}: at least ' if where else ''}{sum(causes.values())} of {num_train} train examples have no score, and "
+        f"score.max_bad_fraction {spec.max_bad_fraction:g} allows {allowed_rows(spec.max_bad_fraction, num_train)}; look at "
+        "these examples, or at a proxy that diverged (lower its lr), or raise score.max_bad_fraction to leave them out; parts "
+        f"that are committed stay:{causes_table(causes, examples)}"
+    )
+
+
+def check_budget(spec: ScoreSpec, num_train: int, seal: Seal, store: Store) -> None:
+    """Raise ItemsError where a finished score stage left out more examples than this specification allows."""
+    from tasks.quarantine import allowed_rows, left_out, read_examples, tables_of
+
+    fact = left_out(seal)
+    if fact["rows"] > allowed_rows(spec.max_bad_fraction, num_train):
+        raise over_budget(spec, num_train, fact["causes"], read_examples(store, tables_of(fact)))
+
+
 def score_stage(spec: ScoreSpec, inputs: ScoreInputs, store: Store, pool: Pool) -> Seal:
     """Score the train rows of every shard and return the seal.
 
-    Each part holds the rows of its shard in row order; parts already there are kept. Raises StageError naming the
-    examples when a score is not finite; InputError when the model cannot give a score asked for.
+    Each part holds the rows of its shard in row order; parts already there are kept. Examples whose scores are not
+    finite, or on which the model raises, go to the quarantine, and their neighbours are scored as if they were not there;
+    `seal.meta` counts them under quarantine {rows, causes, parts}. Raises ItemsError with a table of causes when they are
+    more than `spec.max_bad_fraction`; InputError when the model cannot give a score asked for.
     """
     from tasks.score_worker import run_score_stage
 

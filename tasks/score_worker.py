@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,13 +13,24 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from cluster.errors import CorruptError, InputError, StageError
+from cluster.errors import CorruptError, InputError, ItemsError
 from cluster.record import Part, Seal, Unit
 from cluster.storage import Store
 from tasks.arithmetic import arithmetic, autocast, device_of
+from tasks.bisection import Bisection, OverBudgetError
 from tasks.dataset import Dataset
 from tasks.models.build import build_model
 from tasks.proxy import checkpoint_part, load_checkpoint
+from tasks.quarantine import (
+    NON_FINITE_SCORE,
+    BadExample,
+    Made,
+    PartCheck,
+    Tally,
+    allowed_rows,
+    publish_quarantine,
+    read_examples,
+)
 from tasks.recipe import Pipeline
 from tasks.schemas import TRAIN, scores_schema
 from tasks.score import (
@@ -26,8 +38,10 @@ from tasks.score import (
     VERSION,
     ScoreInputs,
     ScoreSpec,
+    check_budget,
     column_name,
     needs_proxies,
+    over_budget,
     score_columns,
     score_key,
     scorer_key,
@@ -40,7 +54,7 @@ from tasks.scores.forgetting import forgetting
 from tasks.scores.registry import score_info
 from tasks.scores.uniform import uniform
 from tasks.sources.protocol import Examples, Shard
-from tasks.tables import encode_table, load_part, part_check, with_metadata
+from tasks.tables import encode_table, load_part, with_metadata
 
 if TYPE_CHECKING:
     from tasks.pool import Pool
@@ -64,25 +78,39 @@ def run_score_stage(spec: ScoreSpec, inputs: ScoreInputs, store: Store, pool: Po
     """Score what is not scored yet and return the seal (see tasks.score.score_stage)."""
     unit, scorer = score_unit(spec, inputs, store)
     seal = unit.seal()
+    num_train = int(inputs.index.meta["num_train"])
+    allowed = allowed_rows(spec.max_bad_fraction, num_train)
     if seal is not None:
+        check_budget(spec, num_train, seal, store)
         return seal
     if needs_proxies(spec) and not inputs.proxies:
         raise InputError("the scores asked for read proxies, and there are none; set proxy.seeds to at least 1")
     dataset = Dataset(inputs.data, inputs.index, store)
     shards = dataset.shards("train")
     there = set(store.list(f"{unit.folder}/parts"))
-    parts: list[Part] = []
-    left: list[Shard] = []
+    tally = Tally()
     found = [shard for shard in shards if unit.part_name(shard.part_name) in there]
-    left += [shard for shard in shards if unit.part_name(shard.part_name) not in there]
+    left = [shard for shard in shards if unit.part_name(shard.part_name) not in there]
+
+    def count(made: Made) -> None:
+        tally.add(made)
+        if tally.rows > allowed:
+            raise over_budget(spec, num_train, tally.causes, read_examples(store, tally.tables))
+
     with ThreadPoolExecutor(8) as readers:
-        parts += readers.map(partial(_part_that_is_there, unit, scorer, dataset), found)
+        for made in readers.map(partial(_part_that_is_there, unit, scorer, dataset), found):
+            count(made)
     if left:
         make = partial(ScoreWorker, spec, inputs, store)
-        parts += [
-            part for _, part in pool.map(make, left, label="score", resources=spec.resources, done=len(found))
-        ]
-    return unit.publish_seal(parts, {**facts_of(spec, inputs), "num_rows": sum(part.rows for part in parts)})
+        for _, made in pool.map(make, left, label="score", resources=spec.resources, done=len(found)):
+            count(made)
+    rows = sum(part.rows for part in tally.parts)
+    if rows + tally.rows != num_train:
+        raise CorruptError(
+            f"score parts in {unit.folder} hold {rows} rows and their quarantine {tally.rows}, the index has {num_train} train "
+            "examples: something else writes into this store"
+        )
+    return unit.publish_seal(tally.parts, {**facts_of(spec, inputs), "num_rows": rows, **tally.meta()})
 
 
 def facts_of(spec: ScoreSpec, inputs: ScoreInputs) -> dict[str, Any]:
@@ -135,12 +163,13 @@ def _train_ids(dataset: Dataset, shard: Shard) -> I64:
     return ids
 
 
-def _part_that_is_there(unit: Unit, scorer: str, dataset: Dataset, shard: Shard) -> Part:
-    where = unit.store.url(unit.part_name(shard.part_name))
-    part = unit.find_part(shard.part_name, part_check(scorer, where, _train_ids(dataset, shard)))
+def _part_that_is_there(unit: Unit, scorer: str, dataset: Dataset, shard: Shard) -> Made:
+    check = PartCheck(unit, scorer, shard.part_name, _train_ids(dataset, shard))
+    part = unit.find_part(shard.part_name, check)
     if part is None:
+        where = unit.store.url(unit.part_name(shard.part_name))
         raise CorruptError(f"part {where} was there and is gone: something else removes from this store")
-    return part
+    return check.made(part)
 
 
 class Dynamics:
@@ -175,6 +204,8 @@ class ScoreWorker:
         self.unit, self.scorer = score_unit(spec, inputs, store)
         self.dataset = Dataset(inputs.data, inputs.index, store)
         self.facts = facts_of(spec, inputs)
+        self.num_train = int(inputs.index.meta["num_train"])
+        self.allowed = allowed_rows(spec.max_bad_fraction, self.num_train)
         self.from_batch: dict[float, list[str]] = {}
         for use in spec.scores:
             if score_info(use.name).by_batch:
@@ -198,48 +229,100 @@ class ScoreWorker:
         """Return the train rows of the shard; only their ids where no score reads features."""
         return self.dataset.read(shard, TRAIN) if self.from_batch else _train_ids(self.dataset, shard)
 
-    def compute(self, shard: Shard, loaded: Examples | I64) -> Part:
-        """Score the rows, publish the shard's part and return its record."""
+    def compute(self, shard: Shard, loaded: Examples | I64) -> Made:
+        """Score the rows, publish the shard's quarantine, if there is one, and its part, and return their records."""
         ids = loaded.example_id if isinstance(loaded, Examples) else loaded
         values: dict[str, F32] = {}
+        bad: dict[int, tuple[str, str]] = {}
         if isinstance(loaded, Examples):
-            with arithmetic(self.spec.numerics):
-                values = self._batch_scores(loaded)
+            try:
+                with arithmetic(self.spec.numerics):
+                    values, bad = self._batch_scores(loaded)
+            except OverBudgetError as error:
+                raise self._over_budget(error.found, shard) from error.__cause__
         for name, function in (("forgetting", forgetting), ("aum", aum)):
             if any(use.name == name for use in self.spec.scores):
                 values[name] = np.stack([function(proxy.of(ids)) for proxy in self.dynamics])
-        table = with_metadata(self._table(shard, ids, values), self.facts)
-        data = encode_table(table, self.scorer)
-        where = self.unit.store.url(self.unit.part_name(shard.part_name))
-        return self.unit.publish_part(shard.part_name, data, part_check(self.scorer, where, ids))
+        columns = self._columns(ids, values)
+        for name, column in columns.items():
+            for row in np.flatnonzero(~np.isfinite(column)).tolist():
+                bad.setdefault(int(ids[row]), (NON_FINITE_SCORE, f"{name} is not finite"))
+        if len(bad) > self.allowed:
+            raise self._over_budget(bad, shard)
+        good = ~np.isin(ids, np.array(list(bad), dtype=np.int64)) if bad else slice(None)
+        expected = list(score_columns(self.spec, len(self.inputs.proxies)))
+        arrays = [pa.array(ids[good]), *(pa.array(columns[name][good]) for name in expected)]
+        table = with_metadata(pa.table(arrays, schema=scores_schema(expected)), self.facts)
+        found = [BadExample(example, cause, said) for example, (cause, said) in bad.items()]
+        quarantine, fact = publish_quarantine(self.unit, self.scorer, shard.part_name, found)
+        data = encode_table(table, self.scorer, **fact)
+        part = self.unit.publish_part(shard.part_name, data, PartCheck(self.unit, self.scorer, shard.part_name, ids))
+        return Made(part, quarantine, dict(Counter(one.error_class for one in found)))
 
-    def _batch_scores(self, examples: Examples) -> dict[str, F32]:
-        """Return each column's scores (proxies, N). Every forward pass has forward_rows rows exactly."""
+    def _over_budget(self, bad: dict[int, tuple[str, str]], shard: Shard) -> ItemsError:
+        examples: dict[str, list[str]] = {}
+        for example, (cause, said) in bad.items():
+            examples.setdefault(cause, []).append(f"example_id {example}{f' ({said})' if said else ''}")
+        causes = Counter(cause for cause, _ in bad.values())
+        return over_budget(self.spec, self.num_train, causes, examples, f"shard {shard}")
+
+    def _batch_scores(self, examples: Examples) -> tuple[dict[str, F32], dict[int, tuple[str, str]]]:
+        """Return each column's scores (proxies, N), NaN for bad examples, and these by id with cause and message.
+
+        Every forward pass has forward_rows rows exactly.
+        """
         rows, size = self.spec.forward_rows, len(examples)
-        kept: dict[str, list[list[F32]]] = {}
+        kept: dict[str, list[F32]] = {}
+        bad: dict[int, tuple[str, str]] = {}
         for start in range(0, size, rows):
-            # A short batch repeats its last row: what a row is computed with must not depend on the shard's size.
-            at: slice | I64 = slice(start, start + rows)
-            if size < start + rows:
-                at = np.minimum(np.arange(start, start + rows), size - 1)
-            inputs = self.pipeline.prepare(examples.x[at])
-            targets = torch.from_numpy(examples.y[at]).to(self.device)
-            for share, names in self.from_batch.items():
-                for number, model in enumerate(self.models[share]):
-                    with autocast(self.spec.numerics):
-                        scores = score_batch(model, inputs, targets, names)
-                    for use in self.spec.scores:
-                        if use.at == share and use.name in scores:
-                            per_proxy = kept.setdefault(column_name(use), [[] for _ in self.models[share]])
-                            per_proxy[number].append(scores[use.name][: size - start].cpu().numpy())
+            bisection = Bisection(partial(self._pass, examples, start), self.allowed, bad)
+            count = min(rows, size - start)
+            scores, good = bisection.score(count, examples.example_id[start : start + count])
+            for column in self._batch_columns():
+                if good is None:
+                    values = scores[column][:, :count]
+                else:
+                    values = np.full((len(self.inputs.proxies), count), np.nan, np.float32)
+                    if column in scores:
+                        values[:, good] = scores[column][:, :count][:, good]
+                kept.setdefault(column, []).append(values)
         empty = np.zeros((len(self.inputs.proxies), 0), np.float32)
-        columns = [column_name(use) for use in self.spec.scores if score_info(use.name).by_batch]
-        return {
-            column: np.stack([np.concatenate(parts) for parts in kept[column]]) if column in kept else empty
-            for column in columns
-        }
+        return {name: np.concatenate(kept[name], 1) if name in kept else empty for name in self._batch_columns()}, bad
 
-    def _table(self, shard: Shard, ids: I64, values: dict[str, F32]) -> pa.Table:
+    def _batch_columns(self) -> list[str]:
+        return [column_name(use) for use in self.spec.scores if score_info(use.name).by_batch]
+
+    def _pass(self, examples: Examples, start: int, slots: I64) -> dict[str, F32]:
+        """Return each column's scores (proxies, forward_rows) of one pass over the batch at `start`.
+
+        A slot that is not among `slots` holds the example of the first of them: what a row is computed with must depend
+        neither on the shard's size nor on which of its neighbours are bad.
+        """
+        rows = self.spec.forward_rows
+        at: slice | I64 = slice(start, start + rows)
+        if len(slots) < rows:
+            last = len(examples) - 1
+            wanted = np.minimum(np.arange(start, start + rows), last)
+            inside = np.zeros(rows, dtype=bool)
+            inside[slots] = True
+            # A short batch repeats its last row.
+            inside[last - start + 1 :] = inside[min(last - start, rows - 1)]
+            at = np.where(inside, wanted, start + slots[0])
+        out: dict[str, F32] = {}
+        inputs = self.pipeline.prepare(examples.x[at])
+        targets = torch.from_numpy(examples.y[at]).to(self.device)
+        for share, names in self.from_batch.items():
+            for number, model in enumerate(self.models[share]):
+                with autocast(self.spec.numerics):
+                    scores = score_batch(model, inputs, targets, names)
+                for use in self.spec.scores:
+                    if use.at == share and use.name in scores:
+                        column = out.setdefault(column_name(use), np.empty((len(self.models[share]), rows), np.float32))
+                        column[number] = scores[use.name].cpu().numpy()
+        return out
+
+    def _columns(self, ids: I64, values: dict[str, F32]) -> dict[str, F32]:
+        """Return every column of the score table for all rows, those of bad examples with NaN."""
         columns: dict[str, npt.NDArray[Any]] = {}
         for use in self.spec.scores:
             column = column_name(use)
@@ -247,28 +330,13 @@ class ScoreWorker:
                 columns[column] = uniform(self.inputs.seed, ids)
                 continue
             each = values[column]
-            _check_finite(each, ids, column, shard)
-            wide = each.astype(np.float64)
-            columns[column] = wide.mean(0)
-            columns[f"{column}_std"] = wide.std(0, ddof=1) if len(each) > 1 else np.zeros(len(ids))
+            with np.errstate(invalid="ignore"):
+                wide = each.astype(np.float64)
+                columns[column] = wide.mean(0)
+                columns[f"{column}_std"] = wide.std(0, ddof=1) if len(each) > 1 else np.zeros(len(ids))
             columns.update({f"{column}_s{number}": row for number, row in enumerate(each)})
             if use.name == "forgetting":
                 flags = [proxy.of(ids)["never_learned"] for proxy in self.dynamics]
                 columns[NEVER_LEARNED] = np.mean(flags, axis=0)
-        expected = list(score_columns(self.spec, len(self.inputs.proxies)))
-        arrays = [pa.array(ids), *(pa.array(columns[name].astype(np.float32)) for name in expected)]
-        return pa.table(arrays, schema=scores_schema(expected))
-
-
-def _check_finite(each: F32, ids: I64, column: str, shard: Shard) -> None:
-    bad = ~np.isfinite(each)
-    if not bad.any():
-        return
-    proxies = np.flatnonzero(bad.any(1)).tolist()
-    examples = ids[bad.any(0)]
-    named = ", ".join(str(number) for number in examples[:5].tolist()) + (", ..." if len(examples) > 5 else "")
-    raise StageError(
-        f"score {column} is not finite for {len(examples)} of {len(ids)} examples of shard {shard} (example_id "
-        f"{named}; proxies {proxies}): nothing was written for this shard. Look at these rows, or at a proxy that "
-        "diverged (lower its lr)"
-    )
+        with np.errstate(over="ignore"):
+            return {name: column.astype(np.float32) for name, column in columns.items()}

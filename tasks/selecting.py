@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tasks.pool import Pool
     from tasks.sources.spec import DataSpec
 
-VERSION = 1
+VERSION = 2
 
 
 def selection_key(spec: SelectionSpec, seed: int, source_key: str) -> str:
@@ -53,7 +53,8 @@ def selection_stage(
     """Publish every selection that has no seal and return all seals, in the order of `units`.
 
     Parts `selection-00000.parquet`, ... hold 2^22 rows each, ascending example_id, whatever the shards. `seal.meta`:
-    n, keep, alpha, protocol, gamma, seed, score, direction, score_table_key, estimator, num_kept, num_signal,
+    n (the population: train examples, less those that `missing: exclude` left out), missing, n_missing, missing_causes,
+    keep, alpha, protocol, gamma, seed, score, direction, score_table_key, estimator, num_kept, num_signal,
     num_exploration, covered, weight_sum, ess, design_effect, threshold, class_counts {full, signal, exploration},
     weight_quantiles.
     """

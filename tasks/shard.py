@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tasks.sources.spec import DataSpec
 
 STAGE = "shard"
-VERSION = 1
+VERSION = 2
 
 
 def shard_key(spec: DataSpec, digest: str, code: str = "") -> str:
@@ -29,10 +29,12 @@ def shard_stage(
 
     `accept(meta)` may refuse what was found (a model that does not fit, say) by raising, before anything is written.
 
-    Every row is read and checked before anything is written: wrong data are an InputError that leaves no trace.
-    Parts are schemas.INDEX tables, one a shard, named `shard.part_name`. The seal's meta: num_classes, class_names,
-    label_map (or null), shape, dtype ("uint8" or "float32"), num_train, num_validation, num_test, num_unused, num_rows,
-    limit (or null), shards [{digest, location, relative, start, rows, position}].
+    Every row is read and checked before anything is written: wrong data are an InputError that leaves no trace, and so
+    are more bad rows than `spec.max_bad_fraction`. Fewer go to the quarantine, each with its cause.
+    Parts are schemas.INDEX tables, one a shard, named `shard.part_name`, with every row of it. The seal's meta:
+    num_classes, class_names, label_map (or null), shape, dtype ("uint8" or "float32"), num_train, num_validation,
+    num_test, num_unused, num_quarantined, num_rows, limit (or null), shards [{digest, location, relative, start, rows,
+    position}], quarantine {rows, causes, parts}.
     """
     from tasks.sources.digest import sources_digest
     from tasks.sources.registry import open_sources
@@ -41,7 +43,19 @@ def shard_stage(
     unit = Unit(store, STAGE, shard_key(spec, sources_digest(sources), code))
     seal = unit.seal()
     if seal is not None:
+        check_budget(spec, seal, store)
         return seal
     from tasks.sharding import make_index
 
     return make_index(spec, sources, unit, pool, accept)
+
+
+def check_budget(spec: DataSpec, seal: Seal, store: Store) -> None:
+    """Raise InputError where the finished index left out more rows than this configuration allows."""
+    from tasks.quarantine import allowed_rows, left_out, read_examples, tables_of
+
+    fact, rows = left_out(seal), int(seal.meta["num_rows"])
+    if fact["rows"] > allowed_rows(spec.max_bad_fraction, rows):
+        from tasks.checking import refuse_bad
+
+        refuse_bad(spec, fact["causes"], rows, read_examples(store, tables_of(fact)))

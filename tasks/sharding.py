@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,16 +16,17 @@ import pyarrow as pa
 
 from cluster.errors import CorruptError, InputError
 from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
-from cluster.record import Part, Seal, Unit
-from tasks.checking import Checked, CheckWorker, Findings, summarize
+from cluster.record import Seal, Unit
+from tasks.checking import Checked, CheckWorker, Findings, judge, refuse_bad, summarize
 from tasks.pool import Pool
-from tasks.schemas import INDEX, TEST
-from tasks.sources.contents import as_ids, encode_labels
-from tasks.sources.protocol import TRAIN_LOCATION, Shard, Source
+from tasks.quarantine import FACT, MESSAGE_CHARS, BadExample, Made, PartCheck, Tally, publish_quarantine
+from tasks.schemas import INDEX, QUARANTINED, TEST
+from tasks.sources.contents import as_ids, encode_labels, place_of
+from tasks.sources.protocol import TRAIN_LOCATION, BadRow, RawExamples, Shard, Source
 from tasks.sources.registry import open_source, test_share
 from tasks.sources.spec import DataSpec
 from tasks.splitting import Splitter
-from tasks.tables import encode_table, part_check
+from tasks.tables import encode_table
 
 I64 = npt.NDArray[np.int64]
 
@@ -44,31 +46,44 @@ def make_index(
     shards = [shard for location in listed for shard in listed[location]]
     known = _known_plan(unit)
     plan = _check(spec, sources, shards, pool) if known is None else known
+    refuse_bad(spec, plan.meta[FACT]["causes"], plan.meta["num_rows"], plan.examples)
     if accept is not None:
         accept(plan.meta)
+    spoiled = {plan.part_digest(spec, shard): plan.spoiled[shard.digest] for shard in shards if shard.digest in plan.spoiled}
     shards = [dataclasses.replace(shard, digest=plan.part_digest(spec, shard)) for shard in shards]
     if len({shard.part_name for shard in shards}) < len(shards):
         raise InputError("two shards of data.train and data.test hold the same rows of the same file; name each file "
                          "once")
     if known is None:
         unit.store.create(_plan_name(unit), plan.to_bytes())
-    parts = _publish(spec, plan, shards, unit, pool)
-    return unit.publish_seal(parts, {**plan.meta, "shards": [_shard_record(shard) for shard in shards]})
+    tally = _publish(spec, plan, shards, spoiled, unit, pool)
+    if tally.rows != plan.meta[FACT]["rows"]:
+        raise CorruptError(
+            f"the parts of {unit.folder} leave out {tally.rows} bad rows, the check pass found {plan.meta[FACT]['rows']}: the "
+            "data changed meanwhile. Run again on data that stay as they are"
+        )
+    return unit.publish_seal(tally.parts, {**plan.meta, **tally.meta(), "shards": [_shard_record(shard) for shard in shards]})
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Keep what the check pass found out: how rows are split, and the facts of the seal."""
+    """Keep what the check pass found out: how rows are split, and the facts of the seal.
+
+    `spoiled` counts the bad rows of each shard that has any, by its digest; `examples` shows some of each cause.
+    """
 
     splitter: Splitter
     meta: dict[str, Any]
+    spoiled: dict[str, int]
+    examples: dict[str, list[str]]
 
     def to_bytes(self) -> bytes:
         """Return the plan's bytes, a function of the key. Hashes are text: JSON numbers above 2^53 lose digits."""
         splitter = dataclasses.asdict(self.splitter)
         if self.splitter.limit_hash is not None:
             splitter["limit_hash"] = str(self.splitter.limit_hash)
-        return canonical_json({"splitter": splitter, "meta": self.meta}, "plan")
+        body = {"splitter": splitter, "meta": self.meta, "spoiled": self.spoiled, "examples": self.examples}
+        return canonical_json(body, "plan")
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Plan:
@@ -78,13 +93,13 @@ class Plan:
             splitter = body["splitter"]
             if splitter["limit_hash"] is not None:
                 splitter["limit_hash"] = int(splitter["limit_hash"])
-            return cls(Splitter(**splitter), body["meta"])
+            return cls(Splitter(**splitter), body["meta"], body["spoiled"], body["examples"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptError(f"{where} cannot be read ({error}); remove it, and run again to check anew") from error
 
     def part_digest(self, spec: DataSpec, shard: Shard) -> str:
         """Return the digest of the shard as it is split and read: a part made under another split has another name."""
-        reading = {"source": spec.source.identity(), "label_map": self.meta["label_map"]}
+        reading = {"source": spec.source.identity(), **{name: self.meta[name] for name in ("label_map", "shape")}}
         splitter = {**dataclasses.asdict(self.splitter), "limit_hash": str(self.splitter.limit_hash)}
         return sha256(canonical_json([shard.digest, reading, splitter], "shard"))
 
@@ -121,8 +136,11 @@ def _check(spec: DataSpec, sources: Mapping[str, Source], shards: Sequence[Shard
         **{f"num_{name}": count for name, count in found.counts.items()},
         "num_rows": sum(shard.rows for shard in shards),
         "limit": spec.limit,
+        "num_quarantined": found.causes.total(),
+        FACT: {"rows": found.causes.total(), "causes": dict(found.causes)},
     }
-    return Plan(dataclasses.replace(splitter, limit_hash=found.limit_hash), meta)
+    spoiled = {shard.digest: rows for shard, rows in zip(shards, found.spoiled) if rows}
+    return Plan(dataclasses.replace(splitter, limit_hash=found.limit_hash), meta, spoiled, found.examples)
 
 
 def _class_names(spec: DataSpec, source: Source, label_map: Mapping[str, int] | None, num_classes: int) -> list[str]:
@@ -150,44 +168,66 @@ def _shard_record(shard: Shard) -> dict[str, Any]:
     }
 
 
-def _publish(spec: DataSpec, plan: Plan, shards: Sequence[Shard], unit: Unit, pool: Pool) -> list[Part]:
-    parts: list[Part] = []
+def _publish(
+    spec: DataSpec, plan: Plan, shards: Sequence[Shard], spoiled: dict[str, int], unit: Unit, pool: Pool
+) -> Tally:
+    tally = Tally()
     missing: list[Shard] = []
     for shard in shards:
-        part = unit.find_part(shard.part_name, part_check(unit.key, unit.store.url(unit.part_name(shard.part_name))))
+        check = PartCheck(unit, unit.key, shard.part_name, marked=True)
+        part = unit.find_part(shard.part_name, check)
         if part is None:
             missing.append(shard)
         else:
-            parts.append(part)
-    make = partial(IndexWorker, spec, plan, unit)
-    for _, part in pool.map(make, missing, label="shard", resources=spec.resources, done=len(parts)):
-        parts.append(part)
-    return parts
+            tally.add(check.made(part))
+    make = partial(IndexWorker, spec, plan, spoiled, unit)
+    for _, made in pool.map(make, missing, label="shard", resources=spec.resources, done=len(tally.parts)):
+        tally.add(made)
+    return tally
 
 
 class IndexWorker:
-    """Publish the index part of each shard."""
+    """Publish the index part of each shard, and before it the quarantine of the `spoiled` ones."""
 
-    def __init__(self, spec: DataSpec, plan: Plan, unit: Unit) -> None:
-        self.spec, self.plan, self.unit = spec, plan, unit
+    def __init__(self, spec: DataSpec, plan: Plan, spoiled: dict[str, int], unit: Unit) -> None:
+        self.spec, self.plan, self.spoiled, self.unit = spec, plan, spoiled, unit
         self.sources: dict[str, Source] = {}
 
-    def load(self, item: Shard) -> tuple[I64, npt.NDArray[Any]]:
-        """Read ids and labels."""
+    def load(self, item: Shard) -> RawExamples | tuple[I64, npt.NDArray[Any]]:
+        """Read ids and labels; the features too where the check pass found bad rows."""
         if item.location not in self.sources:
             self.sources[item.location] = open_source(self.spec, item.location)
-        return self.sources[item.location].read_labels(item)
+        source = self.sources[item.location]
+        return source.read(item) if item.digest in self.spoiled else source.read_labels(item)
 
-    def compute(self, item: Shard, loaded: tuple[I64, npt.NDArray[Any]]) -> Part:
-        """Return the record of the published part."""
-        ids = as_ids(loaded[0], item)
-        labels, unknown = encode_labels(loaded[1], self.plan.meta["label_map"], item)
-        if unknown:
-            raise InputError(f"{item}: labels changed since they were checked; run again on data that stay as they are")
+    def _judged(self, item: Shard, loaded: RawExamples | tuple[I64, npt.NDArray[Any]]) -> tuple[I64, I64, dict[int, BadRow]]:
+        meta = self.plan.meta
+        label_map, num_classes = meta["label_map"], int(meta["num_classes"])
+        if isinstance(loaded, RawExamples):
+            judged = judge(loaded, item, label_map, num_classes, tuple(meta["shape"]))
+            return judged.ids, judged.classes, judged.bad
+        labels = encode_labels(loaded[1], label_map, item, num_classes)
+        return as_ids(loaded[0], item), labels.classes, {one.row: one for one in labels.bad}
+
+    def compute(self, item: Shard, loaded: RawExamples | tuple[I64, npt.NDArray[Any]]) -> Made:
+        """Return the records of what was published."""
+        ids, labels, bad = self._judged(item, loaded)
+        if len(bad) != self.spoiled.get(item.digest, 0):
+            raise InputError(
+                f"{item}: {len(bad)} rows are bad, {self.spoiled.get(item.digest, 0)} were when they were checked: the data "
+                "changed; run again on data that stay as they are"
+            )
         splits = self.plan.splitter.splits(ids, item.location)
-        labels[splits == TEST] = -1
+        splits[list(bad)] = QUARANTINED
+        labels[(splits == TEST) | (splits == QUARANTINED)] = -1
         positions = np.arange(item.position, item.position + item.rows, dtype=np.int64)
         table = pa.table({"example_id": ids, "position": positions, "split": splits, "label": labels}, schema=INDEX)
-        data = encode_table(table, self.unit.key, **({"files": list(item.files)} if item.files else {}))
-        where = self.unit.store.url(self.unit.part_name(item.part_name))
-        return self.unit.publish_part(item.part_name, data, part_check(self.unit.key, where, ids))
+        found = [
+            BadExample(int(ids[row]), one.error_class, f"{place_of(row, item)}: {one.message}"[:MESSAGE_CHARS])
+            for row, one in bad.items()
+        ]
+        quarantine, fact = publish_quarantine(self.unit, self.unit.key, item.part_name, found)
+        facts = {**({"files": list(item.files)} if item.files else {}), **fact}
+        check = PartCheck(self.unit, self.unit.key, item.part_name, ids, marked=True)
+        part = self.unit.publish_part(item.part_name, encode_table(table, self.unit.key, **facts), check)
+        return Made(part, quarantine, dict(Counter(one.error_class for one in found)))

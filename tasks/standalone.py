@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import InputError, StageError
-from tasks.selection.spec import SelectionSpec
+from tasks.selection.spec import EXCLUDE, EXPLORE, REFUSE, SelectionSpec, missing_note
 
 if TYPE_CHECKING:
     from tasks.selection.table import SelectionTable
@@ -32,6 +32,7 @@ def select_file(
     seed: int = 0,
     id_column: str | None = None,
     by: str | None = None,
+    missing: str = "refuse",
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Write the selection of a Parquet file, folder or URI (local, file://, s3://) to `out` and return its summary.
@@ -39,11 +40,12 @@ def select_file(
     `score` is a numeric column, `direction` (high or low) the end that is kept as signal. `params` are the protocol's
     further settings: gamma (tempered). `by` makes the budget proportional to the groups of a column, by largest
     remainder; the protocol is then carried out in each group. Scores of protocol random are checked, not used.
+    `missing` says what is done with NaN and null scores: refuse, exclude, or explore; the last two take one pass more.
 
     `out` is one Parquet file (schemas.SELECTION, ascending example_id), replaced atomically; on any error it is left
     as it was. It may be neither `scores` nor inside it. Raises InputError for wrong settings or wrong data.
     """
-    spec = _spec(score, direction, keep, protocol, alpha, params=dict(params or {}))
+    spec = _spec(score, direction, keep, protocol, alpha, params=dict(params or {}), missing=missing)
     _check_out(scores, out)
     from tasks.selection.calibrated import calibrated_selection
     from tasks.selection.parquet_rows import ParquetRows
@@ -72,7 +74,8 @@ def select_file(
 
 
 def _spec(
-    score: str, direction: str | None, keep: float, protocol: str, alpha: float | None, *, params: dict[str, Any]
+    score: str, direction: str | None, keep: float, protocol: str, alpha: float | None, *, params: dict[str, Any],
+    missing: str,
 ) -> SelectionSpec:
     from pydantic import ValidationError
 
@@ -90,6 +93,8 @@ def _spec(
     ranks = protocol != "random"
     if direction not in (None, "high", "low"):
         raise InputError(f"direction is {direction!r}; give high or low, the end of {score!r} that is kept")
+    if missing not in (REFUSE, EXCLUDE, EXPLORE):
+        raise InputError(f"missing is {missing!r}; give refuse, exclude or explore: what is done with examples without a score")
     try:
         return SelectionSpec(
             score=score if ranks else None,
@@ -98,6 +103,7 @@ def _spec(
             protocol=protocol,
             alpha=alpha,
             gamma=gamma,
+            missing=missing,
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -162,9 +168,12 @@ def _write(selection: SelectionTable, out: str) -> None:
 
 
 def _notes(facts: Mapping[str, Any]) -> list[str]:
-    if not facts["uncovered_groups"]:
-        return []
-    return [
-        f"{facts['uncovered_groups']} groups are too small for a share of the budget: nothing of them is kept, and the "
-        f"weights speak for the other {facts['covered']} of {facts['n']} examples only"
-    ]
+    notes = []
+    if facts["n_missing"]:
+        notes.append(missing_note(facts["missing"], facts["n_missing"], facts["n"]))
+    if facts["uncovered_groups"]:
+        notes.append(
+            f"{facts['uncovered_groups']} groups are too small for a share of the budget: nothing of them is kept, and the "
+            f"weights speak for the other {facts['covered']} of {facts['n']} examples only"
+        )
+    return notes

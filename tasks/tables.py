@@ -53,6 +53,14 @@ def footer_of(table: pa.Table, where: str) -> dict[str, Any]:
     return dict(facts)
 
 
+def facts_in(data: bytes, where: str) -> dict[str, Any]:
+    """Return the facts in the footer of Parquet bytes, decoding no row. Raises CorruptError."""
+    try:
+        return footer_of(pq.read_schema(pa.BufferReader(data)).empty_table(), where)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorruptError(f"part {where} is not readable Parquet ({error})") from error
+
+
 def part_check(
     key: str, where: str, ids: np.ndarray[Any, np.dtype[np.int64]] | None = None
 ) -> Callable[[bytes], int]:

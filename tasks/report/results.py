@@ -12,6 +12,7 @@ from cluster.record import Part, Seal
 from cluster.storage import Store
 from tasks.budget import batches_of
 from tasks.comparison import MIN_REPLICATES, Comparison, Sample, compare_with_random, mean_interval
+from tasks.quarantine import left_out
 from tasks.report.inputs import ArmResult
 from tasks.report.wording import arm_sentence, headline, keep_sentence, notes
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 SELECTION_FACTS = (
+    "n", "missing", "n_missing", "missing_causes",
     "num_kept", "num_signal", "num_exploration", "covered", "weight_sum", "ess", "design_effect", "threshold",
     "direction", "estimator",
 )  # fmt: skip
@@ -74,6 +76,7 @@ def build_results(
             "num_classes": int(meta["num_classes"]),
             "class_names": [str(name) for name in meta.get("class_names") or range(int(meta["num_classes"]))],
             "limit": meta.get("limit"),
+            "quarantine": {name: left_out(index)[name] for name in ("rows", "causes")},
         },
         "margin_points": margin_points,
         "min_replicates": min_replicates,

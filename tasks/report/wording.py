@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.selection.spec import missing_note
+
 VERDICTS = ("better", "equivalent", "worse", "undecided")
 
 GLOSSARY = {
@@ -175,6 +177,29 @@ def headline(results: Mapping[str, Any]) -> str:
     return f"{text}; {listed(rest)}." if rest else f"{text}."
 
 
+def causes_text(causes: Mapping[str, int]) -> str:
+    """Return counts by cause, most first, as in '3 bad_label, 1 undecodable'."""
+    return ", ".join(f"{count(rows)} {cause}" for cause, rows in sorted(causes.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def left_out_notes(results: Mapping[str, Any]) -> list[str]:
+    """Return one sentence for the rows of the data, and one for the scores, that went to the quarantine, if any did."""
+    out = []
+    quarantine = results["dataset"]["quarantine"]
+    if quarantine["rows"]:
+        out.append(
+            f"Quarantined: {plural(quarantine['rows'], 'row')} of the data left out as bad "
+            f"({causes_text(quarantine['causes'])}); the index's quarantine tables name each."
+        )
+    said: dict[str, None] = {}
+    for arm in results["arms"]:
+        facts = arm.get("selection") or {}
+        if facts.get("n_missing"):
+            why = f" ({causes_text(facts['missing_causes'])})" if facts.get("missing_causes") else ""
+            said[f"{missing_note(facts['missing'], facts['n_missing'], facts['n'])}{why}"] = None
+    return out + [f"Without a score: {one}. Random draws from all train examples." for one in said]
+
+
 def notes(results: Mapping[str, Any]) -> list[str]:
     """Return what a reader must know before believing the figures, most important first."""
     out = []
@@ -184,6 +209,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             f"Slice of the data: data.limit = {count(dataset['limit'])}, so these are results on a slice "
             f"({count(dataset['n_train'])} train examples), not on the data set."
         )
+    out += left_out_notes(results)
     out.append("Test accuracy is that of each training's last step; no step was chosen by looking at the test set.")
     if any(arm["score"] is not None for arm in arms):
         out.append(

@@ -26,6 +26,7 @@ from tasks.samplers.design import (
 )
 from tasks.samplers.registry import design_of
 from tasks.selection.filling import Filling
+from tasks.selection.missing import EXCLUDE, EXPLORE, REFUSE, Missing, ScoredRows, cap_signal, count_missing, is_missing
 from tasks.selection.order import U64, kept_first, kept_first_counts, refuse_missing, value_of
 from tasks.selection.rows import Batch, RowSource, over_pieces
 from tasks.selection.spec import SelectionSpec
@@ -39,6 +40,7 @@ Bools = npt.NDArray[np.bool_]
 _OPEN_ROWS = 2**20
 # Margin of the exploration's first cut, in standard deviations: too small once in 10^9 selections, and then widened.
 _SIGMAS = 6.0
+_LAST = np.uint64(2**64 - 1)
 
 
 def calibrated_selection(
@@ -50,6 +52,7 @@ def calibrated_selection(
     by: str | None = None,
     score_table_key: str | None = None,
     threads: int = 1,
+    missing: Missing | None = None,
 ) -> SelectionTable:
     """Return the selection that `spec` and `seed` draw from the rows; the same for any order or split of the rows.
 
@@ -59,10 +62,25 @@ def calibrated_selection(
     budgets grow. Without it codes are classes, counted for the record. Passes over the
     rows are repeated; memory is that of the selected rows and of at most max(2^20, m/2) undecided ones.
 
-    Raises InputError on NaN scores, repeated ids among the selected rows, an empty budget, or an undefined design.
+    Rows with the score NaN have none, and `spec.missing` says what is done with them; `missing` counts them where that is
+    known, which saves a pass. Excluded, they are no part of the population that n and the weights are of; explored, they
+    are part of it and of the complement, never of the signal.
+
+    Raises InputError on NaN scores that are refused, repeated ids among the selected rows, an empty budget, or an
+    undefined design.
     """
-    drawing = _Drawing(rows, spec, seed, by, score_table_key=score_table_key, threads=threads)
-    return drawing.run(histogram)
+    none = Missing(0, np.zeros(rows.num_codes, dtype=np.int64))
+    if spec.missing == REFUSE or not rows.has_scores:
+        missing = none
+    elif missing is None:
+        missing = count_missing(rows, threads)
+    explored = missing if spec.missing == EXPLORE else none
+    if spec.missing == EXCLUDE and missing.rows:
+        rows = ScoredRows(rows, missing)
+    drawing = _Drawing(rows, spec, seed, by, score_table_key=score_table_key, threads=threads, explored=explored)
+    table = drawing.run(histogram)
+    table.facts.update(missing=spec.missing, n_missing=missing.rows)
+    return table
 
 
 @dataclass
@@ -94,7 +112,9 @@ class _Drawing:
         *,
         score_table_key: str | None,
         threads: int,
+        explored: Missing,
     ) -> None:
+        self.explored = explored
         self.rows, self.spec, self.seed, self.by, self.threads = rows, spec, seed, by, threads
         self.score_table_key = score_table_key
         n = rows.num_rows
@@ -124,10 +144,14 @@ class _Drawing:
 
     def _budgets(self) -> list[Budget]:
         if self.by is None:
-            return [split_budget(self.sizes[0], self.m, self.spec.signal_share)]
+            whole = split_budget(self.sizes[0], self.m, self.spec.signal_share)
+            return [cap_signal(whole, self.sizes[0] - self.explored.rows, self.spec.protocol)]
         ranks = hash64("tie", self.seed, np.arange(len(self.sizes), dtype=np.int64)).tolist()
         shares = proportional(self.m, self.sizes, ranks)
-        return [split_budget(size, share, self.spec.signal_share) for size, share in zip(self.sizes, shares)]
+        return [
+            cap_signal(split_budget(size, share, self.spec.signal_share), size - int(gone), self.spec.protocol)
+            for size, share, gone in zip(self.sizes, shares, self.explored.by_code)
+        ]
 
     def _code_counts(self, batch: Batch) -> npt.NDArray[np.int64]:
         if batch.code is None:
@@ -145,6 +169,9 @@ class _Drawing:
         if batch.score is None:
             return KeyedRows(np.zeros(len(batch.example_id), dtype=np.uint64), batch.example_id, group), 0
         key, missing = kept_first(batch.score, self.direction)
+        if missing and self.explored.rows:
+            # The last word of the order, which no number has.
+            key[is_missing(batch.score)] = _LAST
         return KeyedRows(key, batch.example_id, group), missing
 
     def _passes(self, count: Callable[[KeyedRows], Counted], needs_ids: bool) -> Iterable[Counted]:
@@ -165,12 +192,20 @@ class _Drawing:
             missing += lost
             if total is not None:
                 yield total
-        refuse_missing(missing, self.rows.num_rows)
+        self._check_missing(missing)
+
+    def _check_missing(self, found: int) -> None:
+        if found == self.explored.rows:
+            return
+        if self.spec.missing != EXPLORE:
+            refuse_missing(found, self.rows.num_rows)
+        raise CorruptError(f"{found} rows without a score were read, {self.explored.rows} counted: the table changed meanwhile")
 
     def run(self, histogram: Mapping[Any, int] | None) -> SelectionTable:
         first = None
         if histogram is not None and self.by is None:
             first = kept_first_counts(histogram, self.direction)
+            first[-1] += self.explored.rows
             if int(first.sum()) != self.rows.num_rows:
                 raise CorruptError(
                     f"the score table's histogram counts {int(first.sum())} rows, the table has {self.rows.num_rows}"
@@ -247,7 +282,7 @@ class _Drawing:
             open_id += out.open_id
             open_key += out.open_key
             open_code += out.open_code
-        refuse_missing(missing, self.rows.num_rows)
+        self._check_missing(missing)
         if seen != self.rows.num_rows:
             raise CorruptError(f"{seen} rows were read, {self.rows.num_rows} announced: the table changed meanwhile")
         if open_id:

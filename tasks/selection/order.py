@@ -44,8 +44,8 @@ def refuse_missing(missing: int, rows: int) -> None:
     """Raise InputError where some of the scores of `rows` examples are NaN."""
     if missing:
         raise InputError(
-            f"{missing} of {rows} scores are NaN or null: they have no place in an order; mend the scores or leave "
-            "those examples out"
+            f"{missing} of {rows} scores are NaN or null: they have no place in an order; mend the scores, or "
+            "set missing to exclude or explore"
         )
 
 

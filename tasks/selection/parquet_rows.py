@@ -78,12 +78,19 @@ class ParquetRows:
         with self._fs.open(file, "rb") as data:
             try:
                 yield pq.ParquetFile(data, metadata=metadata)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            except (pa.ArrowException, OSError) as error:
+                # pyarrow says OSError of damaged pages; from S3 it may be the network, which is not the input's fault.
+                if self.uri.startswith("s3://") and not isinstance(error, pa.ArrowException):
+                    raise
                 raise InputError(f"scores {file} is not readable Parquet ({error}); write it again") from error
 
     def _open_metadata(self, file: str) -> Any:
         with self._open(file) as parquet:
-            return parquet.metadata
+            metadata = parquet.metadata
+        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+            raise InputError(f"scores {file} states {metadata.num_rows} rows, its row groups {sum(rows)}; write it again")
+        return metadata
 
     def _check_columns(self, id_column: str | None) -> str:
         chosen = id_column
@@ -155,7 +162,12 @@ class ParquetRows:
         with self._open(self._files[number], self._metadata[number]) as parquet:
             # A column may be asked for in two roles; it is read once.
             wanted = list(dict.fromkeys(columns))
-            yield from parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False)
+            left = self._metadata[number].row_group(group).num_rows
+            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False):
+                left -= batch.num_rows
+                yield batch
+        if left:
+            raise InputError(f"scores {self._files[number]} has other rows than its footer states; write it again")
 
     def read(self, piece: Piece) -> Iterator[Batch]:
         """Yield the rows of a row group, with null scores as NaN."""

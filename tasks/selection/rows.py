@@ -213,21 +213,32 @@ class IndexRows(_PartRows):
 
 
 class ScoreTableRows(_PartRows):
-    """Give one column of a merged score table, with ids and labels."""
+    """Give one column of a merged score table, with ids and labels; then the train rows that have no score, as NaN."""
 
     has_scores = True
 
-    def __init__(self, store: Store, merge: Seal, column: str, num_classes: int) -> None:
+    def __init__(self, store: Store, merge: Seal, column: str, index: Seal) -> None:
+        from tasks.quarantine import left_out, tables_of
+
         columns = list(merge.meta["columns"])
         if column not in columns:
             from tasks.imports import nearest
 
             raise InputError(f"score table has no column {column!r}; {nearest(column, columns)}")
-        super().__init__(store, merge.parts, int(merge.meta["num_rows"]), num_classes)
+        unscored = tables_of(left_out(merge))
+        rows = int(merge.meta["num_rows"]) + sum(part.rows for part in unscored)
+        parts = (*merge.parts, *unscored) if unscored else merge.parts
+        super().__init__(store, parts, rows, int(index.meta["num_classes"]))
         self.column = column
+        self.unscored = {part.name for part in unscored}
+        # Parts of one shard have one last name in every stage.
+        self.index = {part.name.rpartition("/")[2]: part for part in index.parts} if unscored else {}
 
     def read(self, piece: Part) -> Iterator[Batch]:
-        """Yield the rows of a score table part."""
+        """Yield the rows of a score table part, or of a quarantine table."""
+        if piece.name in self.unscored:
+            yield self._without_score(piece)
+            return
         table = self._table(piece, ["example_id", "label", self.column])
         yield from _batches(
             table.column("example_id").to_numpy(),
@@ -238,3 +249,11 @@ class ScoreTableRows(_PartRows):
     def read_keys(self, piece: Part) -> Iterator[Batch]:
         """Yield the rows of a score table part."""
         return self.read(piece)
+
+    def _without_score(self, piece: Part) -> Batch:
+        ids = self._table(piece, ["example_id"]).column("example_id").to_numpy()
+        table = self._table(self.index[piece.name.rpartition("/")[2]], ["example_id", "label"])
+        every, labels = table.column("example_id").to_numpy(), table.column("label").to_numpy()
+        order = np.argsort(every)
+        code = labels[order[np.searchsorted(every, ids, sorter=order)]].astype(np.int32)
+        return Batch(ids, np.full(len(ids), np.nan, dtype=np.float32), code)

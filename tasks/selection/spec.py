@@ -13,6 +13,16 @@ from tasks.spec import Spec, setting
 
 _COLUMN = re.compile(r"(?P<score>[a-z0-9_]+?)(@[0-9.eE+-]+)?(_s[0-9]+)?\Z")
 
+REFUSE, EXCLUDE, EXPLORE = "refuse", "exclude", "explore"
+"""What may be done with examples that have no score."""
+
+
+def missing_note(policy: str, missing: int, n: int) -> str:
+    """Return what a policy made of the examples without a score, in one clause; `n` is the population selected from."""
+    if policy == EXCLUDE:
+        return f"{missing:,} examples have no score and are excluded: n and the weights are of the other {n:,}"
+    return f"{missing:,} of {n:,} examples have no score: never signal, they may be drawn by exploration, and weights are of all"
+
 
 def default_direction(column: str) -> str | None:
     """Return the kept end of a built-in score's column (el2n, el2n@0.1, el2n_s0), or None where it is not one."""
@@ -39,6 +49,10 @@ class SelectionSpec(Spec):
     direction: str | None = setting(
         None, identity=True, pattern="^(high|low)$", doc="End of the score kept as signal. Default: the score's own; "
         "must be given for a column that is not a built-in score."
+    )
+    missing: str = setting(
+        "refuse", identity=True, pattern="^(refuse|exclude|explore)$", doc="What is done with examples without a score: "
+        "refuse them, exclude them from the population, or leave them to exploration."
     )
 
     @model_validator(mode="after")
@@ -92,4 +106,5 @@ class SelectionSpec(Spec):
 
     def effective(self) -> dict[str, Any]:
         """Return the settings as they apply, defaults filled in: what a selection's key is made of."""
-        return {**self.identity(), "alpha": self.signal_share, "direction": self.kept_end}
+        missing = None if self.protocol == "random" else self.missing
+        return {**self.identity(), "alpha": self.signal_share, "direction": self.kept_end, "missing": missing}

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from cluster.errors import InputError
+import numpy as np
+
+from cluster.errors import InputError, ItemsError
 from cluster.record import Part, Seal, Unit
 from cluster.storage import Store
 from tasks.pool import FunctionWorker, Pool
+from tasks.quarantine import causes_table, left_out, read_examples, tables_of
 from tasks.selecting import SelectInputs, SelectionUnit
 from tasks.selection.calibrated import calibrated_selection
+from tasks.selection.missing import REFUSE, Missing
 from tasks.selection.rows import IndexRows, RowSource, ScoreTableRows
 from tasks.selection.table import SelectionTable
 from tasks.tables import encode_table, load_part, part_check
@@ -26,6 +30,7 @@ def run_selection_stage(units: Sequence[Item], inputs: SelectInputs, store: Stor
     for key, unit in units:
         if unit.spec.score is not None and inputs.merge is None:
             raise InputError(f"protocol {unit.spec.protocol} ranks by {unit.spec.score!r}, but there is no score table")
+        _refuse_missing(unit, inputs.merge, store)
         seal = Unit(store, "select", key).seal()
         if seal is not None:
             seals[key] = seal
@@ -45,13 +50,14 @@ def _select(inputs: SelectInputs, store: Store, item: Item) -> tuple[list[Part],
     key, chosen = item
     classes = int(inputs.index.meta["num_classes"])
     column = chosen.spec.score
-    histogram = None
+    histogram = missing = None
     rows: RowSource
     if column is None:
         rows = IndexRows(store, inputs.index)
     else:
         assert inputs.merge is not None
-        rows = ScoreTableRows(store, inputs.merge, column, classes)
+        rows = ScoreTableRows(store, inputs.merge, column, inputs.index)
+        missing = Missing(left_out(inputs.merge)["rows"], np.zeros(classes, dtype=np.int64))
         histogram = inputs.merge.meta["sortable"][column]
     selection = calibrated_selection(
         rows,
@@ -60,8 +66,25 @@ def _select(inputs: SelectInputs, store: Store, item: Item) -> tuple[list[Part],
         histogram=histogram,
         score_table_key=inputs.merge.key if column is not None and inputs.merge is not None else None,
         threads=max(1, int(inputs.resources.cpus)),
+        missing=missing,
     )
-    return publish(Unit(store, "select", key), selection), selection.facts
+    facts = dict(selection.facts)
+    if column is not None and inputs.merge is not None:
+        facts["missing_causes"] = left_out(inputs.merge)["causes"]
+    return publish(Unit(store, "select", key), selection), facts
+
+
+def _refuse_missing(unit: SelectionUnit, merge: Seal | None, store: Store) -> None:
+    """Raise ItemsError where examples have no score, and the selection is not to be made without them."""
+    if merge is None or unit.spec.score is None or unit.spec.missing != REFUSE:
+        return
+    fact = left_out(merge)
+    if fact["rows"]:
+        raise ItemsError(
+            f"{fact['rows']} of {fact['rows'] + int(merge.meta['num_rows'])} train examples have no score, and select.missing "
+            "is refuse; mend them, or set select.missing to exclude (they leave the population) or explore (they may be "
+            f"drawn by exploration):{causes_table(fact['causes'], read_examples(store, tables_of(fact)))}"
+        )
 
 
 def publish(unit: Unit, selection: SelectionTable) -> list[Part]:

@@ -22,7 +22,8 @@ FILE_ROWS = 2**22
 ARMS = ("signal", "exploration")
 
 # What a reader needs to use the weights of one design as that design's.
-_METADATA = ("n", "keep", "alpha", "protocol", "gamma", "seed", "score", "direction", "score_table_key", "estimator")
+_METADATA = ("n", "keep", "alpha", "protocol", "gamma", "seed", "score", "direction", "score_table_key", "estimator",
+             "missing", "n_missing")
 
 
 @dataclass(frozen=True)

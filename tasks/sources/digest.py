@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from cluster.errors import InputError
@@ -81,6 +82,8 @@ def digest_files(root: Path, files: Iterable[tuple[str, Path]], role: str) -> li
     for relative, path in files:
         try:
             stat = path.stat()
+            if not S_ISREG(stat.st_mode):
+                raise InputError(f"{role}: {path} is a pipe, socket or device; give plain files")
             entry = known.get(str(path))
             if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
                 entry = [stat.st_size, stat.st_mtime_ns, _file_sha256(path)]
@@ -98,11 +101,24 @@ def _missing(uri: str, role: str) -> InputError:
     return InputError(f"{role}: there is no file or folder {uri}; check data.{role}")
 
 
-def _walk(root: Path) -> list[tuple[str, Path]]:
+def _walk(root: Path, role: str) -> list[tuple[str, Path]]:
     out = []
-    for folder, names, files in os.walk(root, followlinks=True):
-        names[:] = [name for name in names if not name.startswith(".")]
-        out += [Path(folder) / name for name in files if not name.startswith(".")]
+    # Each folder with the real paths of itself and of those above it: one that lies in itself would never end.
+    waiting: list[tuple[Path, tuple[Path, ...]]] = [(root, (root.resolve(),))]
+    while waiting:
+        folder, above = waiting.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = folder / entry.name
+                if entry.name.startswith("."):
+                    continue
+                if not entry.is_dir():
+                    out.append(path)
+                    continue
+                real = path.resolve() if entry.is_symlink() else above[-1] / entry.name
+                if real in above:
+                    raise InputError(f"{role}: {path} is a link to a folder it lies in; take it away")
+                waiting.append((path, (*above, real)))
     return sorted((path.relative_to(root).as_posix(), path) for path in out)
 
 
@@ -151,7 +167,7 @@ def list_location(uri: str, role: str, wanted: Callable[[str], bool] = lambda re
         return digest_files(root, [(root.name, root)], role)
     if not root.is_dir():
         raise _missing(str(root), role)
-    return digest_files(root, [(relative, path) for relative, path in _walk(root) if wanted(relative)], role)
+    return digest_files(root, [(relative, path) for relative, path in _walk(root, role) if wanted(relative)], role)
 
 
 def list_named(uris: Iterable[str], role: str) -> list[FileRef]:

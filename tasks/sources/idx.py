@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -71,6 +72,16 @@ def _header(file: BinaryIO, uri: str) -> tuple[str, tuple[int, ...]]:
     return TYPES[start[2]], struct.unpack(f">{start[3]}I", sizes)
 
 
+def _check_size(file: FileRef, kind: str, shape: tuple[int, ...]) -> None:
+    """Raise InputError where a file cannot hold what its header states: nothing of that size is ever set aside."""
+    stated = 4 + 4 * len(shape) + math.prod(shape) * int(kind[2:])
+    packed = file.uri.endswith(".gz")
+    # gzip packs at most 1032 bytes into one.
+    if stated > file.size * 1032 + 1032 if packed else stated != file.size:
+        more = "fewer" if packed or stated > file.size else "more"
+        raise InputError(f"{file.uri} has {more} bytes than the {shape} items its header states; fetch it again")
+
+
 def read_idx(uri: str, start: int, rows: int) -> npt.NDArray[Any]:
     """Return `rows` items from `start`, shape (rows, ...). Raises InputError for a file that is damaged or too
     short."""
@@ -78,7 +89,7 @@ def read_idx(uri: str, start: int, rows: int) -> npt.NDArray[Any]:
 
     with _open(uri) as file:
         kind, shape = _header(file, uri)
-        item = int(np.dtype(kind).itemsize * np.prod(shape[1:], dtype=np.int64))
+        item = np.dtype(kind).itemsize * math.prod(shape[1:])
         file.seek(4 + 4 * len(shape) + start * item)
         data = file.read(rows * item)
         rest = file.read(1) if start + rows == shape[0] else b""
@@ -126,7 +137,9 @@ class IdxSource:
         shapes = []
         for file in (images, labels):
             with _open(file.uri) as stream:
-                shapes.append(_header(stream, file.uri)[1])
+                kind, shape = _header(stream, file.uri)
+            _check_size(file, kind, shape)
+            shapes.append(shape)
         if len(shapes[0]) < 2 or len(shapes[1]) != 1 or shapes[0][0] != shapes[1][0]:
             raise InputError(f"{images.uri} holds {shapes[0]} and {labels.uri} {shapes[1]}; the rule is (N, ...) and "
                              "(N,)")

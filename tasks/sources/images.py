@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import InputError
 from cluster.fingerprint import sha256
 from cluster.storage import filesystem
+from tasks.quarantine import plain_message
 from tasks.sources.digest import is_remote, join_uri, list_location
-from tasks.sources.protocol import FileRef, RawExamples, Shard, cut_rows, first_id, shard_digest
+from tasks.sources.protocol import (
+    UNDECODABLE,
+    WRONG_SHAPE,
+    BadRow,
+    FileRef,
+    RawExamples,
+    Shard,
+    cut_rows,
+    first_id,
+    shard_digest,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +30,10 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 # What file managers leave behind.
 LITTER = ("thumbs.db", "desktop.ini")
+
+
+class UndecodableError(Exception):
+    """Signal that a file is no image that can be held as uint8; its message names no absolute path."""
 
 
 class ImageSource:
@@ -72,9 +88,8 @@ class ImageSource:
     def shards(self, shard_rows: int) -> list[Shard]:
         """Return the shards: ranges of the sorted file list."""
         files = self.files()
-        first = self._decode(files[0].relative)
         out = []
-        for start, rows in cut_rows(len(files), shard_rows, first.size):
+        for start, rows in cut_rows(len(files), shard_rows, self._image_bytes(files)):
             taken = files[start : start + rows]
             content = sha256("\n".join(f"{file.relative}\t{file.digest}" for file in taken).encode())
             # The range's place in the list is no part of its digest: it moves when files are added before it.
@@ -82,6 +97,17 @@ class ImageSource:
             names = tuple(file.relative for file in taken)
             out.append(Shard(self.location, taken[0].relative, self.uri, start, rows, start, digest, names))
         return out
+
+    def _image_bytes(self, files: Sequence[FileRef]) -> int:
+        """Return the bytes of one decoded image: of the first that can be decoded."""
+        for file in files:
+            try:
+                return int(self._decode(file.relative).size)
+            except UndecodableError:
+                continue
+        raise InputError(
+            f"{self.location}: none of the {len(files)} files in {self.uri} can be decoded as an image; give images"
+        )
 
     def _bytes(self, relative: str) -> bytes:
         if self._fs is None:
@@ -94,7 +120,7 @@ class ImageSource:
         return data
 
     def _decode(self, relative: str) -> npt.NDArray[np.uint8]:
-        """Return one image as (C, H, W)."""
+        """Return one image as (C, H, W). Raises UndecodableError."""
         import io
 
         import numpy as np
@@ -106,35 +132,50 @@ class ImageSource:
                 image.load()
                 deep = image.mode.startswith(("I", "F"))
                 picture = image.convert(self.mode or ("L" if image.mode in ("1", "L") else "RGB"))
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise InputError(f"{join_uri(self.uri, relative)} cannot be decoded as an image ({error}); mend it or "
-                             "take it "
-                             "away") from error
+        except Exception as error:
+            # Damaged files raise whatever a decoder stumbles over: OSError, IndexError, struct.error, a bomb's own error.
+            raise UndecodableError(f"it cannot be decoded as an image ({plain_message(error)})") from error
         if deep:
-            raise InputError(f"{join_uri(self.uri, relative)} has more than 8 bits a channel, which uint8 cannot "
-                             "hold; convert "
-                             "it, or give the images as a numpy or Parquet source")
+            raise UndecodableError("it has more than 8 bits a channel, which uint8 cannot hold; convert it, or give the "
+                                   "images as a numpy or Parquet source")
         if self.size is not None and picture.size != (self.size[1], self.size[0]):
             picture = picture.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
         pixels = np.asarray(picture, dtype=np.uint8)
         return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def read(self, shard: Shard) -> RawExamples:
-        """Return the shard's images. Raises InputError when one cannot be decoded or is of another size."""
+        """Return the shard's images; those that cannot be decoded, or differ in shape from most of them, are bad rows."""
+        ids, labels = self.read_labels(shard)
+        x, shapes, bad = self._fill(shard, None)
+        if len(shapes) > 1:
+            # Most images of the shard say what shape it has; the first one may be the odd one.
+            x, shapes, bad = self._fill(shard, max(sorted(shapes), key=lambda shape: shapes[shape]))
+        return RawExamples(ids, x, labels, bad)
+
+    def _fill(
+        self, shard: Shard, shape: tuple[int, ...] | None
+    ) -> tuple[npt.NDArray[np.uint8], Counter[tuple[int, ...]], list[BadRow]]:
+        """Return the images of one shape, by default the first one's, how many there are of each, and the bad rows."""
         import numpy as np
 
-        ids, labels = self.read_labels(shard)
-        first = self._decode(shard.files[0])
-        x = np.empty((shard.rows, *first.shape), dtype=np.uint8)
+        x = np.zeros((shard.rows, *(shape or (0,))), dtype=np.uint8)
+        shapes: Counter[tuple[int, ...]] = Counter()
+        bad: list[BadRow] = []
         for row, name in enumerate(shard.files):
-            image = self._decode(name) if row else first
-            if image.shape != first.shape:
-                hint = "size: [H, W]" if image.shape[0] == first.shape[0] else "mode: RGB"
-                raise InputError(f"{self.location}: {name} is {image.shape}, {shard.files[0]} is {first.shape} (C, "
-                                 "H, W); all "
-                                 f"must be alike: set source args {hint}")
-            x[row] = image
-        return RawExamples(ids, x, labels)
+            try:
+                image = self._decode(name)
+            except UndecodableError as error:
+                bad.append(BadRow(row, UNDECODABLE, str(error)))
+                continue
+            if shape is None:
+                shape = image.shape
+                x = np.zeros((shard.rows, *shape), dtype=np.uint8)
+            shapes[image.shape] += 1
+            if image.shape == shape:
+                x[row] = image
+            else:
+                bad.append(BadRow(row, WRONG_SHAPE, f"it is {image.shape}, most of its shard are {shape} (C, H, W)"))
+        return x, shapes, bad
 
     def read_labels(self, shard: Shard) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
         """Return ids, and folder names as labels; opens no image."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
+import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+# Deflate packs at most 1032 bytes into one; a header that states more lies, and nothing of that size is set aside.
+MOST_PACKED = 1032
+
 
 @contextlib.contextmanager
 def _reading(uri: str) -> Iterator[IO[bytes]]:
@@ -26,7 +32,13 @@ def _reading(uri: str) -> Iterator[IO[bytes]]:
             yield file
     except FileNotFoundError as error:
         raise InputError(f"there is no file {uri}; check its path") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, PermissionError) as error:
+    except IsADirectoryError as error:
+        raise InputError(f"{uri} is a folder; a file is needed") from error
+    except (
+        zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, PermissionError, NotImplementedError, RuntimeError,
+        struct.error, OverflowError, UnicodeDecodeError,
+    ) as error:  # fmt: skip
+        # RuntimeError is zipfile's word for an encrypted member, NotImplementedError for a packing it does not know.
         raise InputError(f"{uri} cannot be read ({error}); give a whole .npy or .npz file that may be read") from error
 
 
@@ -42,11 +54,13 @@ def _header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[An
             shape, fortran, dtype = npy.read_array_header_2_0(stream)
         else:
             raise ValueError(f"format version {version}")
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError) as error:
         raise InputError(f"{where} is no NumPy array of plain numbers or text ({error})") from error
     if dtype.hasobject or dtype.names is not None:
         raise InputError(f"{where} holds {dtype}, which takes pickle or fields; save one plain array of numbers or "
                          "text")
+    if any(not isinstance(size, int) or isinstance(size, bool) or size < 0 for size in shape):
+        raise InputError(f"{where} has the shape {shape}: sizes are whole numbers of 0 or more; make it again")
     if fortran and len(shape) > 1:
         raise InputError(f"{where} is in Fortran order, so its rows are not contiguous; save "
                          "np.ascontiguousarray(array)")
@@ -57,7 +71,7 @@ def _rows(stream: IO[bytes], where: str, start: int, rows: int) -> npt.NDArray[A
     import numpy as np
 
     shape, dtype = _header(stream, where)
-    item = int(dtype.itemsize * np.prod(shape[1:], dtype=np.int64))
+    item = dtype.itemsize * math.prod(shape[1:])
     # A member of a zip is decompressed up to here and thrown away: time, but no memory.
     stream.seek(start * item, 1)
     data = stream.read(rows * item)
@@ -123,7 +137,7 @@ class NumpySource:
         name = self.names[role]
         with _reading(self.uri) as file, zipfile.ZipFile(file) as archive:
             members = [member.removesuffix(".npy") for member in archive.namelist()]
-            if name not in members:
+            if f"{name}.npy" not in archive.namelist():
                 raise InputError(f"{self.uri} has no array {name!r}; {nearest(name, members)}")
             with archive.open(f"{name}.npy") as stream:
                 yield stream, f"{self.uri}[{name}]"
@@ -131,10 +145,13 @@ class NumpySource:
     def shards(self, shard_rows: int) -> list[Shard]:
         """Return the shards. Raises InputError unless all arrays have as many rows."""
         found: dict[str, tuple[tuple[int, ...], int]] = {}
+        held = sum(file.size for file in self.files()) * (MOST_PACKED if self.packed else 1)
         for role in self.names:
             with self._array(role) as (stream, where):
                 shape, dtype = _header(stream, where)
                 found[role] = shape, dtype.itemsize
+            if math.prod(shape) * dtype.itemsize > held:
+                raise InputError(f"{where} has fewer bytes than the {shape} items its header states; make it again")
         shape, item = found["x"]
         lengths = {role: other for role, (other, _) in found.items() if role != "x"}
         if not shape or any(other != (shape[0],) for other in lengths.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -12,7 +13,16 @@ from cluster.errors import InputError
 from cluster.storage import filesystem
 from tasks.imports import nearest
 from tasks.sources.digest import file_uri, is_remote, list_location
-from tasks.sources.protocol import FileRef, RawExamples, Shard, range_shards, row_ids
+from tasks.sources.protocol import (
+    NON_FINITE_FEATURE,
+    WRONG_SHAPE,
+    BadRow,
+    FileRef,
+    RawExamples,
+    Shard,
+    range_shards,
+    row_ids,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +33,8 @@ if TYPE_CHECKING:
 # Footers read at once: on S3 each takes a round trip or two.
 FOOTERS_AT_ONCE = 8
 BATCH_ROWS = 8192
+# Beyond this a footer lies: constant columns pack well, but features that are all alike are no data.
+MAX_ROWS_A_BYTE = 1024
 
 
 class ParquetSource:
@@ -105,7 +117,12 @@ class ParquetSource:
     def _group_rows(self, file: FileRef) -> list[int]:
         with self._open(file.uri) as parquet:
             self._check_columns(parquet.schema_arrow, file.uri)
-            return [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+            rows = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        if min(rows, default=0) < 0 or sum(rows) > MAX_ROWS_A_BYTE * file.size:
+            raise InputError(
+                f"{file.uri} states {sum(rows)} rows in {file.size} bytes, which they cannot hold; make it again or take it away"
+            )
+        return rows
 
     def shards(self, shard_rows: int) -> list[Shard]:
         """Return the shards: whole row groups, as many as fit; a group above `shard_rows` is cut evenly."""
@@ -154,7 +171,8 @@ class ParquetSource:
 
         columns = [*self.features, self.label, *([self.id_column] if self.id_column else [])]
         table = self._table(shard, columns)
-        parts = [_numbers(table.column(name), name, shard) for name in self.features]
+        bad: dict[int, BadRow] = {}
+        parts = [_numbers(table.column(name), name, shard, bad) for name in self.features]
         if len(parts) == 1:
             x = parts[0] if parts[0].ndim > 1 else parts[0][:, None]
         else:
@@ -165,13 +183,13 @@ class ParquetSource:
             kinds = {part.dtype for part in parts}
             # Columns of several types meet in float64, where every whole number up to 2^53 survives to be checked.
             x = np.stack(parts if len(kinds) == 1 else [part.astype(np.float64) for part in parts], axis=1)
-        if self.shape is not None:
+        if self.shape is not None and len(bad) < shard.rows:
             if int(np.prod(self.shape)) != int(np.prod(x.shape[1:])):
                 raise InputError(f"{shard}: a row has {int(np.prod(x.shape[1:]))} numbers, shape {list(self.shape)} "
                                  "takes "
                                  f"{int(np.prod(self.shape))}; mend source args shape")
             x = x.reshape(len(x), *self.shape)
-        return RawExamples(self._ids(table, shard), x, self._labels(table, shard))
+        return RawExamples(self._ids(table, shard), x, self._labels(table, shard), list(bad.values()))
 
     def read_labels(self, shard: Shard) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
         """Return ids and labels, reading no features."""
@@ -192,9 +210,6 @@ class ParquetSource:
         import pyarrow as pa
 
         column = table.column(self.label)
-        if column.null_count:
-            raise InputError(f"{shard}: column {self.label!r} is null in {column.null_count} rows; every row needs a "
-                             "label")
         kind = column.type
         if pa.types.is_dictionary(kind):
             column, kind = column.cast(kind.value_type), kind.value_type
@@ -230,39 +245,81 @@ def pack_groups(group_rows: Sequence[int], shard_rows: int) -> list[tuple[int, i
     return [*out, (start, held)] if held else out
 
 
-def _numbers(column: pa.ChunkedArray, name: str, shard: Shard) -> npt.NDArray[Any]:
-    """Return a column as (N,) or, for lists of one length at each level, (N, d1, d2, ..)."""
+def _numbers(column: pa.ChunkedArray, name: str, shard: Shard, bad: dict[int, BadRow]) -> npt.NDArray[Any]:
+    """Return a column as (N,) or, for lists of one length at each level, (N, d1, d2, ..).
+
+    Rows with nulls, or with another length than most have, go into `bad` and are zeros.
+    """
     import numpy as np
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     array: Any = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)
-    shape = [len(array)]
+    rows = len(array)
+    # The row that each value of the array in hand belongs to; None while every row is there, in order.
+    of: npt.NDArray[np.int64] | None = None
+    shape: list[int] = []
     final: tuple[int, ...] | None = None
     while True:
         if isinstance(array.type, pa.FixedShapeTensorType):
             final = tuple(array.type.shape)
             array = array.storage
-        if array.null_count:
-            raise InputError(f"{shard}: column {name!r} holds {array.null_count} nulls; every feature must be there")
         kind = array.type
-        if pa.types.is_fixed_size_list(kind):
-            width = kind.list_size
-        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-            lengths = pc.unique(pc.list_value_length(array)).to_pylist()
-            if len(lengths) > 1:
-                raise InputError(f"{shard}: column {name!r} has lists of {len(lengths)} different lengths, for example "
-                                 f"{lengths[0]} and {lengths[1]}; all rows must have one shape")
-            width = lengths[0] if lengths else 0
-        else:
+        lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        width, spoiled = _flaws(array, lists)
+        if spoiled is not None:
+            array, of = _without(array, spoiled, of, math.prod(shape), lists, bad, name)
+        if not lists:
             break
         array = array.flatten()
+        if of is not None:
+            of = np.repeat(of, width)
         shape.append(width)
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise InputError(f"{shard}: column {name!r} holds {kind}; features are numbers, or lists of numbers")
     flat: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    if final is not None:
-        shape = [shape[0], *final]
-    return np.ascontiguousarray(flat).reshape(shape)
+    shape = list(final) if final is not None else shape
+    if of is None:
+        return np.ascontiguousarray(flat).reshape(rows, *shape)
+    out = np.zeros((rows, *shape), dtype=flat.dtype)
+    if len(flat):
+        out[of[:: math.prod(shape)]] = flat.reshape(-1, *shape)
+    return out
+
+
+def _flaws(array: Any, lists: bool) -> tuple[int, npt.NDArray[np.bool_] | None]:
+    """Return the length that most lists have, and which values are null or lists of another length (None: none is)."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    nulls = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+    if not lists:
+        return 0, nulls
+    if pa.types.is_fixed_size_list(array.type):
+        return array.type.list_size, nulls
+    lengths = pc.list_value_length(array)
+    if nulls is None and len(pc.unique(lengths)) <= 1:
+        return (lengths[0].as_py() if len(lengths) else 0), None
+    found = lengths.fill_null(-1).to_numpy(zero_copy_only=False)
+    values, counts = np.unique(found[found >= 0], return_counts=True)
+    width = int(values[counts.argmax()]) if len(values) else 0
+    return width, found != width
+
+
+def _without(
+    array: Any, spoiled: npt.NDArray[np.bool_], of: npt.NDArray[np.int64] | None, each: int, lists: bool,
+    bad: dict[int, BadRow], name: str,
+) -> tuple[Any, npt.NDArray[np.int64]]:
+    """Return the values of the rows without a spoiled one, and the row of each; the others go into `bad`."""
+    import numpy as np
+    import pyarrow as pa
+
+    of = np.arange(len(array)) // max(each, 1) if of is None else of
+    lost = np.unique(of[spoiled])
+    cause, what = (WRONG_SHAPE, "null or of another length") if lists else (NON_FINITE_FEATURE, "null")
+    for row in lost.tolist():
+        bad.setdefault(row, BadRow(row, cause, f"column {name!r} holds what is {what}"))
+    left = ~np.isin(of, lost)
+    return array.filter(pa.array(left)), of[left]

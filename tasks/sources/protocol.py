@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
@@ -56,13 +56,31 @@ class Shard:
         return f"{self.digest[:KEY_CHARS]}.parquet"
 
 
+UNDECODABLE, WRONG_SHAPE = "undecodable", "wrong_shape"
+NON_FINITE_FEATURE, BAD_LABEL = "non_finite_feature", "bad_label"
+"""What can be wrong with one row of the data: the error classes of its quarantine."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """Say what is wrong with one row: its ordinal in the shard, an error class, a message without absolute paths."""
+
+    row: int
+    error_class: str
+    message: str
+
+
 @dataclass
 class RawExamples:
-    """Hold the rows of a shard as they were read: ids (N,) int64, features (N, ...), labels (N,) of any plain type."""
+    """Hold the rows of a shard as they were read: ids (N,) int64, features (N, ...), labels (N,) of any plain type.
+
+    `bad` names rows that could not be read: their features are any filler, and they go to the quarantine.
+    """
 
     example_id: I64
     x: npt.NDArray[Any]
     labels: npt.NDArray[Any]
+    bad: list[BadRow] = field(default_factory=list)
 
 
 @dataclass
@@ -95,7 +113,7 @@ class Source(Protocol):
         ...
 
     def read(self, shard: Shard) -> RawExamples:
-        """Return the shard's rows. Raises InputError when the data are wrong."""
+        """Return the shard's rows, bad ones named. Raises InputError when the shard as a whole cannot be read."""
         ...
 
     def read_labels(self, shard: Shard) -> tuple[I64, npt.NDArray[Any]]:

@@ -49,6 +49,9 @@ class DataSpec(Spec):
         None, identity=True, ge=2, doc="K; null means 1 + the largest label, and then each of 0..K-1 must occur."
     )
     shard_rows: int = setting(65536, identity=True, ge=1, doc="Rows a shard has at most.")
+    max_bad_fraction: float = setting(
+        0.001, identity=False, ge=0, lt=1, doc="Share of all rows that may be bad and go to the quarantine; more is an error."
+    )
     resources: Resources = setting(Resources(), identity=False, doc="How the shard stage is run.")
 
     @field_validator("source", mode="before")

@@ -65,7 +65,7 @@ def test_every_selection_is_the_oracles(case: Case) -> None:
     assert inputs.merge is not None
     columns = {}
     for column in ("el2n", "mine"):
-        rows = ScoreTableRows(store, inputs.merge, column, 10)
+        rows = ScoreTableRows(store, inputs.merge, column, inputs.index)
         columns[column] = [batch for part in rows.pieces() for batch in rows.read(part)]
     ids = np.concatenate([batch.example_id for batch in columns["mine"]]).tolist()
     seals = selection_stage(_units(inputs, 11, *SPECS), inputs, store, SerialPool())

@@ -78,7 +78,7 @@ def test_types_become_float32(tmp_path: Path, dtype: Any) -> None:
     ({"x": vectors(60).astype(complex), "y": LABELS}, ("complex",)),
     ({"x": np.full((60, 2), 2**40), "y": LABELS}, ("2^24",)),
     ({"x": np.full((60, 2), 1e300), "y": LABELS}, ("beyond float32",)),
-    ({"x": np.full((60, 2), np.nan), "y": LABELS}, ("NaN", "25 of 25")),
+    ({"x": np.full((60, 2), np.nan), "y": LABELS}, ("NaN", "60 of 60")),
     ({"x": np.asfortranarray(vectors(60)), "y": LABELS}, ("Fortran",)),
     ({"x": np.zeros(60, dtype=[("a", "f4")]), "y": LABELS}, ("fields",)),
     ({"x": vectors(0), "y": LABELS[:0]}, ("no rows",)),

@@ -191,13 +191,13 @@ def test_places_that_are_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("columns", "words"), [
-    ({"features": [[1.0, 2.0]] * 59 + [[1.0]]}, ("different lengths",)),
-    ({"features": [[1.0, 2.0]] * 59 + [None]}, ("nulls",)),
-    ({"features": [[1.0, 2.0]] * 59 + [[1.0, None]]}, ("nulls",)),
+    ({"features": [[1.0, 2.0]] * 59 + [[1.0]]}, ("wrong_shape", "another length")),
+    ({"features": [[1.0, 2.0]] * 59 + [None]}, ("wrong_shape", "is null")),
+    ({"features": [[1.0, 2.0]] * 59 + [[1.0, None]]}, ("non_finite_feature", "is null")),
     ({"features": [["a", "b"]] * 60}, ("string",)),
     ({"features": ["a"] * 60}, ("string",)),
     ({"features": pa.array([[]] * 60, pa.list_(pa.float32()))}, ("at least one number",)),
-    ({"label": pa.array([0, 1, None] * 20)}, ("null in", "'label'")),
+    ({"label": pa.array([0, 1, None] * 20)}, ("bad_label", "20 of 60", "is missing")),
     ({"label": [[0], [1], [2]] * 20}, ("'label'", "list")),
 ])
 def test_columns_that_hold_the_wrong_things(tmp_path: Path, columns: dict[str, Any], words: tuple[str, ...]) -> None:
