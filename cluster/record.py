@@ -6,8 +6,10 @@ import hashlib
 import io
 import json
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, overload
 
 from cluster.errors import CorruptError, InputError
@@ -76,8 +78,8 @@ _HEAD = b'{"digest":"'
 
 @dataclass(frozen=True)
 class Seal:
-    """List every part of a complete unit, with facts that later stages need. Holds no times: its bytes are a function
-    of its key."""
+    """List every part of a complete unit by ascending name, with facts that later stages need. Holds no times: its bytes
+    are a function of its key."""
 
     stage: str
     key: str
@@ -85,8 +87,20 @@ class Seal:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.parts, Parts):
+        names = [part.name for part in self.parts]
+        if any(one > other for one, other in pairwise(names)):
+            order = sorted(range(len(names)), key=names.__getitem__)
+            object.__setattr__(self, "parts", Parts(self.parts[at] for at in order))
+        elif not isinstance(self.parts, Parts):
             object.__setattr__(self, "parts", Parts(self.parts))
+
+    def part(self, name: str) -> Part | None:
+        """Return the part whose name in the store ends in /`name`, None where there is none."""
+        if not self.parts:
+            return None
+        full = f"{self.parts[0].name.rpartition('/')[0]}/{name}"
+        at = bisect_left(self.parts, full, key=lambda part: part.name)
+        return self.parts[at] if at < len(self.parts) and self.parts[at].name == full else None
 
     def _pieces(self) -> Iterator[bytes]:
         """Yield the canonical JSON of all fields but the digest, a part at a time."""
@@ -184,9 +198,7 @@ class Unit:
 
     def publish_seal(self, parts: Sequence[Part], meta: Mapping[str, Any] | None = None) -> Seal:
         """Publish the seal, last of all, and return the one that stands."""
-        names = [part.name for part in parts]
-        order = sorted(range(len(names)), key=names.__getitem__)
-        seal = Seal(self.stage, self.key, Parts(parts[at] for at in order), dict(meta or {}))
+        seal = Seal(self.stage, self.key, parts, dict(meta or {}))
         if self.store.create(f"{self.folder}/{self.seal_name}", seal.to_bytes()):
             return seal
         winner = self.seal()

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import InputError
+from tasks.checked_shards import Checked, CheckedShards
 from tasks.classes import Seen, count_classes, label_trouble
 from tasks.quarantine import SHOWN as SHOWN_EXAMPLES
 from tasks.quarantine import allowed_rows, causes_table
@@ -80,25 +81,6 @@ def judge(
 
 
 @dataclass(frozen=True)
-class Checked:
-    """Say what one shard holds; `shape` is None where no row is usable, and rows that are not are in `bad` alone.
-
-    `ids` is (first, rows) for consecutive ids, else all of them; `candidates` are limit hash, split and class of its rows
-    of smallest limit hash, when there is a limit. `bad` counts causes, `examples` shows some of each.
-    """
-
-    shape: Shape | None
-    dtype: str
-    ids: tuple[int, int] | I64
-    classes: Counter[int]
-    unknown: Counter[str]
-    by_split: Counter[tuple[int, int]]
-    candidates: tuple[npt.NDArray[np.uint64], npt.NDArray[np.int8], I64] | None
-    bad: Counter[str]
-    examples: dict[str, list[str]]
-
-
-@dataclass(frozen=True)
 class Findings:
     """Say what all shards together are. `spoiled` counts the bad rows of each shard, in their order."""
 
@@ -144,8 +126,8 @@ class CheckWorker:
             if len(texts) < SHOWN_EXAMPLES:
                 texts.append(f"{place_of(row, item)} ({one.message})")
         return Checked(
-            judged.shape if len(ids) else None, judged.dtype, _as_range(judged.ids), Counter(labels.tolist()),
-            judged.unknown, by_split, candidates, Counter(one.error_class for one in judged.bad.values()), examples,
+            judged.shape if len(ids) else None, judged.dtype, _as_range(judged.ids), by_split, judged.unknown, candidates,
+            Counter(one.error_class for one in judged.bad.values()), examples,
         )  # fmt: skip
 
 
@@ -158,17 +140,19 @@ def _as_range(ids: I64) -> tuple[int, int] | I64:
 def summarize(
     spec: DataSpec,
     shards: Sequence[Shard],
-    checked: Sequence[Checked],
+    checked: CheckedShards,
     splitter: Splitter,
     label_map: Mapping[str, int] | None,
 ) -> Findings:
-    """Return the facts of the whole dataset.
+    """Return the facts of the whole dataset; `checked` then says what each shard holds of it.
 
     Raises InputError when it is none, or when more rows are bad than data.max_bad_fraction allows: see the messages.
     """
     shape, dtype = _expected(shards, checked)
-    checked = [_of_shape(one, shape, shard) for one, shard in zip(checked, shards)]
-    check_ids(shards, [one.ids for one in checked])
+    for number, (one, shard) in enumerate(zip(checked, shards)):
+        if one.shape not in (None, shape):
+            checked.put(number, _of_shape(one, shape, shard))
+    check_ids(shards, list(checked.ids()))
     num_classes = _known_classes(spec, shards, checked)
     strange = [_strange(one, shard, num_classes) for one, shard in zip(checked, shards)]
     causes: Counter[str] = Counter()
@@ -200,7 +184,7 @@ def summarize(
     return Findings(shape, dtype, num_classes, counts, limit_hash, +causes, spoiled, examples)
 
 
-def _limit(limit: int, checked: Sequence[Checked]) -> tuple[int, Counter[tuple[int, int]]]:
+def _limit(limit: int, checked: CheckedShards) -> tuple[int, Counter[tuple[int, int]]]:
     found = [one.candidates for one in checked if one.candidates is not None]
     hashes = np.concatenate([one[0] for one in found])
     splits = np.concatenate([one[1] for one in found])
@@ -232,7 +216,8 @@ def _count_splits(
         raise InputError(f"the train split holds only class {classes[0]}; at least 2 classes are needed: {cause}")
     return {**counts, "unused": num_rows - sum(counts.values())}
 
-def _expected(shards: Sequence[Shard], checked: Sequence[Checked]) -> tuple[Shape, str]:
+
+def _expected(shards: Sequence[Shard], checked: CheckedShards) -> tuple[Shape, str]:
     """Return shape and type of most usable rows. Raises InputError where types differ: then none of them is the odd one."""
     rows: Counter[Shape] = Counter()
     first: tuple[Shard, Checked] | None = None
@@ -253,22 +238,20 @@ def _expected(shards: Sequence[Shard], checked: Sequence[Checked]) -> tuple[Shap
 
 
 def _of_shape(one: Checked, shape: Shape, shard: Shard) -> Checked:
-    """Return what a shard holds where every example has `shape`: nothing usable, if its rows have another."""
-    if one.shape is None or one.shape == shape:
-        return one
+    """Return what a shard holds, whose rows have another shape than the dataset's examples: nothing usable."""
     said = f"{place_of(0, shard)} (its shape is {one.shape}, that of the dataset {shape})"
     none = None
     if one.candidates is not None:
         hashes, splits, labels = one.candidates
         none = hashes[:0], splits[:0], labels[:0]
     return dataclasses.replace(
-        one, shape=None, classes=Counter(), by_split=Counter(), candidates=none,
+        one, shape=None, by_split=Counter(), candidates=none,
         bad=one.bad + Counter({WRONG_SHAPE: one.classes.total()}),
         examples={**one.examples, WRONG_SHAPE: [*one.examples.get(WRONG_SHAPE, []), said]},
     )  # fmt: skip
 
 
-def _shape_trouble(shards: Sequence[Shard], checked: Sequence[Checked], shape: Shape) -> list[str]:
+def _shape_trouble(shards: Sequence[Shard], checked: CheckedShards, shape: Shape) -> list[str]:
     """Return what differs in shape, and how to mend it."""
     odd = [shard for shard, one in zip(shards, checked) if one.bad[WRONG_SHAPE]]
     if not odd:
@@ -291,7 +274,7 @@ def refuse_bad(
         )
 
 
-def _known_classes(spec: DataSpec, shards: Sequence[Shard], checked: Sequence[Checked]) -> int:
+def _known_classes(spec: DataSpec, shards: Sequence[Shard], checked: CheckedShards) -> int:
     """Return K as far as it is known before the labels are checked."""
     seen = [max(one.classes) for one, shard in zip(checked, shards) if one.classes and shard.location == TRAIN_LOCATION]
     return spec.num_classes or (max(seen) + 1 if seen else 0)

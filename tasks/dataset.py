@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import CorruptError, InputError
 from cluster.record import Seal
+from tasks.shard_records import unpack_shards
 from tasks.sources.protocol import TEST_LOCATION, TRAIN_LOCATION, Examples, Shard, Source
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ class Dataset:
     def __init__(self, spec: DataSpec, index: Seal, store: Store) -> None:
         self.spec, self.index, self.store = spec, index, store
         self._sources: dict[str, Source] = {}
-        self._parts = {part.name.rpartition("/")[2]: part for part in index.parts}
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[DataSpec, Seal, Store]]:
         return (Dataset, (self.spec, self.index, self.store))
@@ -72,21 +72,20 @@ class Dataset:
     def shards(self, location: str = TRAIN_LOCATION) -> list[Shard]:
         """Return the shards of a location in order, none where it is not there. Addresses come from the
         specification."""
-        records = [record for record in self.meta["shards"] if record["location"] == location]
-        return [Shard(uri="", **record) for record in records]
+        return list(unpack_shards(run for run in self.meta["shards"] if run["location"] == location))
 
     def _locations(self, split: int) -> Sequence[str]:
         """Return where rows of a split can be: test rows have a location of their own, or are part of train."""
         from tasks.schemas import TEST
 
-        own_test = any(record["location"] == TEST_LOCATION for record in self.meta["shards"])
+        own_test = any(run["location"] == TEST_LOCATION for run in self.meta["shards"])
         return (TEST_LOCATION,) if split == TEST and own_test else (TRAIN_LOCATION,)
 
     def index_table(self, shard: Shard) -> pa.Table:
         """Return the index rows of a shard in row order, verified against the seal. Raises CorruptError."""
         from tasks.tables import footer_of, load_part
 
-        part = self._parts.get(shard.part_name)
+        part = self.index.part(shard.part_name)
         if part is None:
             raise CorruptError(f"index {self.index.key[:12]} has no part for {shard}; it was made for other data")
         table = load_part(self.store, part)

@@ -16,6 +16,7 @@ from cluster.storage import Store
 from tasks.dataset import Dataset
 from tasks.hashing import hash64
 from tasks.merge import MergeInputs, merge_key
+from tasks.merge_totals import Detail, Details, Summary, Totals
 from tasks.own_scores import OwnScores, read_own_scores
 from tasks.pool import FunctionWorker, SerialPool
 from tasks.quarantine import FACT, left_out, tables_of
@@ -32,25 +33,6 @@ I64 = npt.NDArray[np.int64]
 BINS = 64
 EXACT_ROWS = 1_000_000
 """Train rows up to which rank correlations use every row; beyond, a hash sample of about as many."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Hold what one part tells of each column: least and greatest value, and counts of the top 16 sortable bits."""
-
-    part: Part
-    low: dict[str, float]
-    high: dict[str, float]
-    sortable: dict[str, dict[int, int]]
-
-
-@dataclass(frozen=True)
-class Detail:
-    """Hold one part's counts in the bins of the whole table, and the sampled values that seeds are compared on."""
-
-    counts: dict[str, list[int]]
-    ids: I64
-    seeds: dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -81,9 +63,7 @@ def run_merge_stage(inputs: MergeInputs, store: Store, pool: Pool) -> Seal:
         _check_parts(inputs.score, shards)
         facts = {name: value for name, value in inputs.score.meta.items() if name != FACT}
         merging = Merging(inputs, store, key, tuple(inputs.score.meta["columns"]), facts)
-        summaries = [result for _, result in pool.map(
-            partial(MergeWorker, merging), shards, label="merge", resources=inputs.resources
-        )]  # fmt: skip
+        done = pool.map(partial(MergeWorker, merging), shards, label="merge", resources=inputs.resources)
     else:
         assert inputs.scores_uri is not None
         own = read_own_scores(inputs.scores_uri, inputs.id_column)
@@ -96,18 +76,18 @@ def run_merge_stage(inputs: MergeInputs, store: Store, pool: Pool) -> Seal:
         }
         merging = Merging(inputs, store, key, tuple(own.columns), facts, own)
         # In this process: the file may lie where only the driver sees it, and it is in memory once.
-        summaries = [result for _, result in SerialPool().map(
-            partial(MergeWorker, merging), shards, label="merge", resources=inputs.resources
-        )]  # fmt: skip
-    parts = [summary.part for summary in summaries]
-    ranges = {name: _range(summaries, name) for name in merging.columns}
-    rows = sum(part.rows for part in parts)
+        done = SerialPool().map(partial(MergeWorker, merging), shards, label="merge", resources=inputs.resources)
+    totals = Totals(merging.columns)
+    for _, summary in done:
+        totals.add(summary)
+    ranges = {name: totals.bounds(name) for name in merging.columns}
+    rows = sum(part.rows for part in totals.parts)
     unscored = left_out(inputs.score) if inputs.score is not None else {"rows": 0, "causes": {}, "parts": []}
     seeds = _seed_columns(merging.columns)
-    look = partial(detail, store, ranges, seeds, min(1.0, EXACT_ROWS / max(rows, 1)))
-    details = [result for _, result in pool.map(
-        partial(FunctionWorker, look), parts, label="merge: histograms", resources=inputs.resources
-    )]  # fmt: skip
+    look = partial(FunctionWorker, partial(detail, store, ranges, seeds, min(1.0, EXACT_ROWS / max(rows, 1))))
+    details = Details(merging.columns, BINS)
+    for _, one in pool.map(look, totals.parts, label="merge: histograms", resources=inputs.resources):
+        details.add(one)
     meta = {
         **merging.facts,
         "columns": list(merging.columns),
@@ -115,17 +95,13 @@ def run_merge_stage(inputs: MergeInputs, store: Store, pool: Pool) -> Seal:
         # Train examples without a score: the score stage's quarantine, whose tables stay where they are.
         FACT: unscored,
         "histograms": {
-            name: {
-                "low": ranges[name][0],
-                "high": ranges[name][1],
-                "counts": np.sum([each.counts[name] for each in details], axis=0, dtype=np.int64).tolist(),
-            }
+            name: {"low": ranges[name][0], "high": ranges[name][1], "counts": details.counts[name].tolist()}
             for name in merging.columns
         },
-        "sortable": {name: _added([summary.sortable[name] for summary in summaries]) for name in merging.columns},
+        "sortable": {name: totals.sortable(name) for name in merging.columns},
         **rank_correlations(details, seeds, rows),
     }
-    return merging.unit.publish_seal(parts, meta)
+    return merging.unit.publish_seal(totals.parts, meta)
 
 
 def _check_parts(score: Seal, shards: list[Shard]) -> None:
@@ -262,20 +238,6 @@ def summarise(part: Part, table: pa.Table, columns: tuple[str, ...]) -> Summary:
     return Summary(part, low, high, sortable)
 
 
-def _range(summaries: list[Summary], name: str) -> tuple[float, float]:
-    lows = [summary.low[name] for summary in summaries if name in summary.low]
-    highs = [summary.high[name] for summary in summaries if name in summary.high]
-    return (min(lows), max(highs)) if lows else (0.0, 0.0)
-
-
-def _added(counts: list[dict[int, int]]) -> dict[str, int]:
-    total: dict[int, int] = {}
-    for each in counts:
-        for digit, count in each.items():
-            total[digit] = total.get(digit, 0) + count
-    return {str(digit): total[digit] for digit in sorted(total)}
-
-
 def _seed_columns(columns: tuple[str, ...]) -> dict[str, list[str]]:
     """Return the columns of single proxies by score, for scores of two proxies or more."""
     out: dict[str, list[str]] = {}
@@ -303,18 +265,15 @@ def detail(
     return Detail(counts, ids[rows], {name: table.column(name).to_numpy()[rows] for name in columns})
 
 
-def rank_correlations(details: list[Detail], seeds: dict[str, list[str]], rows: int) -> dict[str, Any]:
+def rank_correlations(details: Details, seeds: dict[str, list[str]], rows: int) -> dict[str, Any]:
     """Return the Spearman correlations between the proxies' columns of each score, and on which rows they were taken.
 
     A matrix of numbers to 6 decimals; null where a column is constant.
     """
-    ids = np.concatenate([each.ids for each in details]) if details else np.zeros(0, np.int64)
     # By id, so that the last bits of the sums do not depend on the shards.
-    order = np.argsort(ids)
-    out: dict[str, list[list[float | None]]] = {}
-    for score, names in seeds.items():
-        values = [np.concatenate([each.seeds[name] for each in details])[order] for name in names]
-        out[score] = spearman(values)
+    ids, values = details.sample()
+    none = np.zeros(0, np.float32)
+    out = {score: spearman([values.get(name, none) for name in names]) for score, names in seeds.items()}
     how = "all rows" if rows <= EXACT_ROWS else "hash sample"
     return {"rank_correlations": out, "rank_correlation_rows": {"how": how, "rows": len(ids)}}
 

@@ -17,10 +17,12 @@ import pyarrow as pa
 from cluster.errors import CorruptError, InputError
 from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
 from cluster.record import Seal, Unit
-from tasks.checking import Checked, CheckWorker, Findings, judge, refuse_bad, summarize
+from tasks.checked_shards import CheckedShards
+from tasks.checking import CheckWorker, Findings, judge, refuse_bad, summarize
 from tasks.pool import Pool
 from tasks.quarantine import FACT, MESSAGE_CHARS, BadExample, Made, PartCheck, Tally, publish_quarantine
 from tasks.schemas import INDEX, QUARANTINED, TEST
+from tasks.shard_records import pack_shards
 from tasks.sources.contents import as_ids, encode_labels, place_of
 from tasks.sources.protocol import TRAIN_LOCATION, BadRow, RawExamples, Shard, Source
 from tasks.sources.registry import open_source, test_share
@@ -62,7 +64,7 @@ def make_index(
             f"the parts of {unit.folder} leave out {tally.rows} bad rows, the check pass found {plan.meta[FACT]['rows']}: the "
             "data changed meanwhile. Run again on data that stay as they are"
         )
-    return unit.publish_seal(tally.parts, {**plan.meta, **tally.meta(), "shards": [_shard_record(shard) for shard in shards]})
+    return unit.publish_seal(tally.parts, {**plan.meta, **tally.meta(), "shards": pack_shards(shards)})
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,9 @@ def _check(spec: DataSpec, sources: Mapping[str, Source], shards: Sequence[Shard
     label_map: dict[str, int] | None = spec.label_map if spec.label_map is not None else names
     splitter = Splitter.of(spec, test_share(spec))
     make = partial(CheckWorker, spec, label_map, splitter)
-    results: list[Checked | None] = [None] * len(shards)
+    checked = CheckedShards(len(shards))
     for index, result in pool.map(make, shards, label="shard: check", resources=spec.resources):
-        results[index] = result
-    checked = [result for result in results if result is not None]
+        checked.put(index, result)
     found: Findings = summarize(spec, shards, checked, splitter, label_map)
     meta = {
         "num_classes": found.num_classes,
@@ -155,17 +156,6 @@ def _class_names(spec: DataSpec, source: Source, label_map: Mapping[str, int] | 
         named = ["|".join(sorted(by_class.get(number, [str(number)]))) for number in range(num_classes)]
     named = named or []
     return [str(named[number]) if number < len(named) else str(number) for number in range(num_classes)]
-
-
-def _shard_record(shard: Shard) -> dict[str, Any]:
-    return {
-        "digest": shard.digest,
-        "location": shard.location,
-        "relative": shard.relative,
-        "start": shard.start,
-        "rows": shard.rows,
-        "position": shard.position,
-    }
 
 
 def _publish(

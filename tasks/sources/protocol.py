@@ -30,7 +30,7 @@ class FileRef:
     size: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """Address `rows` contiguous rows from `start` of one file, or of the sorted file list of an image folder.
 

@@ -144,10 +144,12 @@ def test_a_seal_edited_by_hand_is_found(unit: Unit, edit: str) -> None:
 
 
 def test_a_seal_of_many_parts_is_small_in_memory_and_pickles() -> None:
-    digests = [sha256(b"%d" % number) for number in range(2000)]
+    digests = sorted(sha256(b"%d" % number) for number in range(2000))
     parts = [Part(f"stages/score-0123456789ab/parts/{each[:12]}.parquet", n, 2**40 + n, each) for n, each in enumerate(digests)]
-    seal = Seal("score", KEY, parts)
+    seal = Seal("score", KEY, parts[::-1])
     assert list(seal.parts) == parts
+    assert all(seal.part(f"{each[:12]}.parquet") == part for each, part in zip(digests, parts))
+    assert seal.part("0.parquet") is None and seal.part("g") is None and Seal("score", KEY, []).part("g") is None
     assert len(pickle.dumps(seal)) < 130 * len(parts)
     assert pickle.loads(pickle.dumps(seal)) == seal and hash(seal.parts) == hash(Parts(parts))
     assert Seal.from_bytes(seal.to_bytes(), "here") == seal

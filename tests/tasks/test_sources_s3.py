@@ -129,7 +129,7 @@ def test_a_prefix_is_no_part_of_longer_names(tmp_path: Path, bucket: str) -> Non
     upload(tmp_path / "data", f"{bucket}/data")
     for place in (f"{bucket}/data/set", f"{bucket}/data/set/"):
         seal = index(tmp_path, DataSpec(source="parquet", train=place))[0]
-        assert [shard["relative"] for shard in seal.meta["shards"]] == ["a.parquet"]
+        assert [run["relative"] for run in seal.meta["shards"]] == ["a.parquet"]
 
 
 def test_a_damaged_object(tmp_path: Path, bucket: str) -> None:
