@@ -198,7 +198,8 @@ class Unit:
 
     def publish_seal(self, parts: Sequence[Part], meta: Mapping[str, Any] | None = None) -> Seal:
         """Publish the seal, last of all, and return the one that stands."""
-        seal = Seal(self.stage, self.key, parts, dict(meta or {}))
+        # As every reader finds it: facts that go on into later bytes must not depend on who made this seal.
+        seal = Seal(self.stage, self.key, parts, json.loads(canonical_json(meta or {}, "seal")))
         if self.store.create(f"{self.folder}/{self.seal_name}", seal.to_bytes()):
             return seal
         winner = self.seal()

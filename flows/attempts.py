@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
+import logging
 import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.errors import StoreError
 from cluster.fingerprint import canonical_json
+from cluster.processes import Process
 from cluster.storage import Store
 from flows.prefect_settings import redact
 
@@ -26,6 +25,12 @@ HEARTBEAT_S = 30.0
 # Four heartbeats: one may be late, and clocks of two machines may differ by some seconds.
 LOST_AFTER_S = 120.0
 
+Fact = str | bool | int
+
+log = logging.getLogger("secateur.attempts")
+
+T = TypeVar("T")
+
 
 def _now() -> datetime:
     return datetime.now(UTC)
@@ -33,37 +38,6 @@ def _now() -> datetime:
 
 def _stamp(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds")
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _process_space() -> str:
-    """Return what has to be equal for a process id to mean the same: this boot of the kernel and its pid namespace."""
-    try:
-        space = str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        space = ""
-    return f"{_read_text('/proc/sys/kernel/random/boot_id')}/{space}"
-
-
-def _process_started(pid: int) -> str | None:
-    """Return the kernel's start tick of a process, "" where it cannot be known, None when there is no such process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    # The name in parentheses may hold anything; the 20th field after it is the start time, the first the state.
-    fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    if fields and fields[0] == "Z":
-        return None
-    return fields[19] if len(fields) > 19 else ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +52,10 @@ class StageTiming:
 
 @dataclass(frozen=True)
 class AttemptState:
-    """Tell one attempt's story: `state` is running, lost, failed, interrupted or done."""
+    """Tell one attempt's story: `state` is running, lost, failed, interrupted, done, or unreadable where its record is.
+
+    `facts` are those the attempt was given; `unreadable` names its files that make no sense, which say nothing here.
+    """
 
     name: str
     state: str
@@ -89,14 +66,16 @@ class AttemptState:
     pid: int
     versions: Mapping[str, str]
     error: str | None = None
-    stages: tuple[StageTiming, ...] = field(default=())
+    stages: tuple[StageTiming, ...] = ()
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
 
 
 class Attempt:
     """Record an attempt at `run` for the length of a `with` block: its start, a heartbeat, its stages, its end.
 
     A heartbeat or a timing that cannot be written is tried again at the next one; an end that cannot be written is told
-    through `warn` and does not change how the block ends.
+    through `warn` and does not change how the block ends. `facts` are kept in the record: what the store guarantees, say.
     """
 
     def __init__(
@@ -105,11 +84,12 @@ class Attempt:
         run: str,
         versions: Mapping[str, str] | None = None,
         *,
+        facts: Mapping[str, Fact] | None = None,
         heartbeat_s: float = HEARTBEAT_S,
         warn: Callable[[str], None] | None = None,
     ) -> None:
         self.store = store
-        self.versions = dict(versions or {})
+        self.versions, self.facts = dict(versions or {}), dict(facts or {})
         self.heartbeat_s = heartbeat_s
         self.warn = warn or _warn
         self.name = f"{_now():%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:12]}"
@@ -122,11 +102,9 @@ class Attempt:
     def __enter__(self) -> Attempt:
         body = {
             "started": _stamp(_now()),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process_space": _process_space(),
-            "process_started": _process_started(os.getpid()) or "",
+            **Process.here().record(),
             "versions": self.versions,
+            "facts": self.facts,
         }
         self.store.create(f"{self._base}.json", canonical_json(body, "attempt"))
         self._write_heartbeat()
@@ -179,57 +157,120 @@ def _final_state(error: BaseException | None) -> str:
     return "failed" if isinstance(error, Exception | SystemExit) else "interrupted"
 
 
-def _read_json(store: Store, name: str) -> Any:
-    try:
-        return json.loads(store.read(name))
-    except (FileNotFoundError, ValueError):
-        return None
+class _Files:
+    """Read the files of one attempt, and note by name those that are not what an attempt writes."""
+
+    def __init__(self, store: Store, base: str, names: set[str]) -> None:
+        self.store, self.base, self.names = store, base, names
+        self.unreadable: list[str] = []
+
+    def read(self, suffix: str, understand: Callable[[Any], T]) -> T | None:
+        """Return what a file says; None where it is not there or makes no sense."""
+        name = f"{self.base}{suffix}"
+        if name not in self.names:
+            return None
+        try:
+            return understand(json.loads(self.store.read(name)))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            self.unreadable.append(name)
+            return None
+
+
+@dataclass(frozen=True)
+class _Start:
+    started: str
+    process: Process
+    versions: dict[str, str]
+    facts: dict[str, Fact]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def _moment(value: Any) -> str:
+    """Return a time as it is written. Raises ValueError or TypeError unless it can be compared to another."""
+    if datetime.fromisoformat(_text(value)).tzinfo is None:
+        raise ValueError(f"{value!r} names no time zone")
+    return _text(value)
+
+
+def _start(body: Any) -> _Start:
+    versions = {_text(name): _text(version) for name, version in body["versions"].items()}
+    facts: dict[str, Fact] = dict(body.get("facts", {}))
+    if not all(isinstance(fact, str | bool | int) for fact in facts.values()):
+        raise TypeError("facts are texts, truths and whole numbers")
+    return _Start(_moment(body["started"]), Process.from_record(body), versions, facts)
+
+
+def _end(body: Any) -> tuple[str, str, str | None]:
+    state = _text(body["state"])
+    if state not in ("done", "failed", "interrupted"):
+        raise ValueError(f"{state!r} is no end")
+    return state, _moment(body["ended"]), None if body.get("error") is None else _text(body["error"])
+
+
+def _stages(body: Any) -> tuple[StageTiming, ...]:
+    return tuple(
+        StageTiming(_text(row["name"]), float(row["seconds"]), int(row["computed"]), int(row["items"])) for row in body
+    )
 
 
 def attempt_states(store: Store, run: str, now: datetime | None = None) -> list[AttemptState]:
     """Return the attempts at `run`, oldest first.
 
     An attempt without an end is lost when its process is gone, as far as that can be seen from this machine, or when
-    its last heartbeat is more than 120 s old; otherwise it is running.
+    its last heartbeat is more than 120 s old; otherwise it is running. Files that make no sense are named in the state
+    of their attempt and counted in the log.
     """
     names = set(store.list(f"runs/{run}/attempts"))
     suffixes = (".heartbeat.json", ".stages.json", ".end.json")
-    states = []
+    states: list[AttemptState] = []
     for name in sorted(name for name in names if name.endswith(".json") and not name.endswith(suffixes)):
-        start = _read_json(store, name)
-        if start is None:
+        files = _Files(store, name.removesuffix(".json"), names)
+        start = files.read(".json", _start)
+        if start is None and not files.unreadable:
             continue
-        base = name.removesuffix(".json")
-        beat, end, stages = (
-            _read_json(store, f"{base}{suffix}") if f"{base}{suffix}" in names else None
-            for suffix in (".heartbeat.json", ".end.json", ".stages.json")
-        )
-        heartbeat = beat["time"] if beat else None
+        beat = files.read(".heartbeat.json", lambda body: _moment(body["time"]))
+        end = files.read(".end.json", _end)
+        stages = files.read(".stages.json", _stages)
+        title = files.base.rpartition("/")[2]
+        if end is not None:
+            state = end[0]
+        elif start is None or f"{files.base}.end.json" in files.unreadable:
+            state = "unreadable"
+        else:
+            state = _living_state(start.process, beat or start.started, now or _now())
         states.append(
             AttemptState(
-                name=base.rpartition("/")[2],
-                state=end["state"] if end else _living_state(start, heartbeat or start["started"], now or _now()),
-                started=start["started"],
-                ended=end["ended"] if end else None,
-                heartbeat=heartbeat,
-                host=start["host"],
-                pid=start["pid"],
-                versions=start["versions"],
-                error=end.get("error") if end else None,
-                stages=tuple(StageTiming(**row) for row in stages or []),
+                name=title,
+                state=state,
+                # Its name begins with the time too.
+                started=start.started if start else title,
+                ended=end[1] if end else None,
+                heartbeat=beat,
+                host=start.process.host if start else "",
+                pid=start.process.pid if start else 0,
+                versions=start.versions if start else {},
+                error=end[2] if end else None,
+                stages=stages or (),
+                facts=start.facts if start else {},
+                unreadable=tuple(files.unreadable),
             )
         )
+    bad = [name for state in states for name in state.unreadable]
+    if bad:
+        log.warning("%d file(s) of attempts at %s cannot be read, first %s; they are passed over", len(bad), run, bad[0])
     return states
 
 
-def _living_state(start: Mapping[str, Any], heartbeat: str, now: datetime) -> str:
-    if now - datetime.fromisoformat(heartbeat) > timedelta(seconds=LOST_AFTER_S):
-        return "lost"
-    if start["host"] == socket.gethostname() and start["process_space"] == _process_space():
-        begun = _process_started(start["pid"])
-        if begun is None or (begun and start["process_started"] and begun != start["process_started"]):
-            return "lost"
-    return "running"
+def _living_state(process: Process, heartbeat: str, now: datetime) -> str:
+    late = now - datetime.fromisoformat(heartbeat) > timedelta(seconds=LOST_AFTER_S)
+    return "lost" if late or process.alive() is False else "running"
 
 
 def stage_timings(store: Store, run: str) -> list[StageTiming]:

@@ -10,14 +10,16 @@ from pydantic import model_validator
 
 from cluster.errors import InputError
 from cluster.fingerprint import stage_key
-from cluster.record import Seal, Unit
+from cluster.record import Seal
 from tasks.budget import check_length, steps_of
 from tasks.hashing import derive_seed
+from tasks.leasing import in_pool, share_units
 from tasks.spec import Numerics, Recipe, Resources, Spec, Use, setting
 
 if TYPE_CHECKING:
     from cluster.storage import Store
     from tasks.pool import Pool
+    from tasks.proxy_worker import ProxyWorker
     from tasks.sources.spec import DataSpec
 
 VERSION = 1
@@ -117,28 +119,23 @@ def proxy_stage(spec: ProxySpec, inputs: ProxyInputs, store: Store, pool: Pool) 
     """Train the proxies that are not there yet and return the seals of all, in the order of their numbers.
 
     Each proxy is one unit with the parts dynamics.parquet (schemas.DYNAMICS, by ascending example_id) and one
-    checkpoint-<percent>.pt for each fraction asked for. A proxy that was stopped goes on from its newest checkpoint.
+    checkpoint-<percent>.pt for each fraction asked for. A proxy that was stopped goes on from its newest checkpoint;
+    one that another process holds by its lease is waited for.
     """
-    seals: dict[int, Seal] = {}
     items: list[ProxyItem] = []
     for number in range(spec.seeds):
         key = proxy_key(spec, number, inputs.index.key, inputs.checkpoints, inputs.code, inputs.seed)
-        seal = Unit(store, "proxy", key).seal()
-        if seal is None:
-            items.append(ProxyItem(number, key, proxy_seed(inputs.seed, number)))
-        else:
-            seals[number] = seal
-    if items:
-        from tasks.proxy_worker import ProxyWorker
-        from tasks.work import Work
+        items.append(ProxyItem(number, key, proxy_seed(inputs.seed, number)))
+    do = in_pool("proxy", items, partial(_worker, spec, inputs, store), store, pool, spec.resources)
+    seals = share_units("proxy", [item.key for item in items], store, do)
+    return [seals[item.key] for item in items]
 
-        make = partial(ProxyWorker, spec, inputs, store)
-        for index, result in pool.map(make, items, label="proxy", resources=spec.resources, done=len(seals)):
-            item = items[index]
-            unit = Unit(store, "proxy", item.key)
-            seals[item.number] = unit.publish_seal(result.parts, result.meta)
-            Work(unit, "model").clear()
-    return [seals[number] for number in range(spec.seeds)]
+
+def _worker(spec: ProxySpec, inputs: ProxyInputs, store: Store) -> ProxyWorker:
+    # torch takes 1.7 s to import: only workers need it.
+    from tasks.proxy_worker import ProxyWorker
+
+    return ProxyWorker(spec, inputs, store)
 
 
 def load_checkpoint(store: Store, seal: Seal, at: float = 1.0) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def load_part(store: Store, part: Part, columns: list[str] | None = None) -> pa.
 
 
 def with_metadata(table: pa.Table, facts: Mapping[str, Any]) -> pa.Table:
-    """Return the table with `facts` as JSON values in its schema metadata."""
+    """Return the table with `facts` as JSON values in its schema metadata, in the order of their names."""
     metadata = dict(table.schema.metadata or {})
-    metadata.update({name.encode(): canonical_json(value, name) for name, value in facts.items()})
+    metadata.update({name.encode(): canonical_json(facts[name], name) for name in sorted(facts)})
     return table.replace_schema_metadata(metadata)

@@ -18,7 +18,7 @@ the newest checkpoint in the store: rank 0 chooses it and broadcasts the choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,12 +29,14 @@ from cluster.errors import InputError, StageError
 from cluster.fingerprint import stage_key
 from cluster.record import Seal, Unit
 from tasks.budget import check_length, steps_of
+from tasks.leasing import Do, Terms, do_leased, in_pool, share_units
 from tasks.spec import Numerics, Recipe, Resources, Spec, Use, setting
 
 if TYPE_CHECKING:
     from cluster.storage import Store
     from tasks.pool import Pool
     from tasks.sources.spec import DataSpec
+    from tasks.train_worker import TrainWorker
 
 VERSION = 1
 
@@ -159,45 +161,50 @@ def train_stage(
     """Train the units that are not there yet and return the seals, in the order of the units.
 
     Parts of each: test.parquet and validation.parquet (schemas.CORRECTNESS, by ascending example_id; validation only
-    where there is a validation split). Units under one key are trained once. `launch` is needed where world_size > 1.
+    where there is a validation split). Units under one key are trained once; one that another process holds by its lease
+    is waited for. `launch` is needed where world_size > 1.
     """
-    seals: dict[str, Seal] = {}
-    missing: dict[str, TrainUnit] = {}
+    units: dict[str, TrainUnit] = {}
     for key, unit in inputs.units:
-        if key in seals or key in missing:
-            continue
-        seal = Unit(store, "train", key).seal()
-        if seal is None:
-            missing[key] = unit
-        else:
-            seals[key] = seal
-    if not missing:
-        return [seals[key] for key, _ in inputs.units]
-    from tasks.work import Work
-
+        units.setdefault(key, unit)
+    do: Do
     if spec.world_size > 1:
-        if launch is None:
-            raise InputError(
-                f"train: world_size is {spec.world_size}, which needs the cluster's launcher; set world_size: 1 here"
-            )
-        for key, unit in missing.items():
-            job = TrainJob(spec, inputs.data, inputs.index, key, unit, store)
-            launch(job, f"train-{key[:12]}", spec.world_size, spec.resources)
-            sealed = Unit(store, "train", key).seal()
-            if sealed is None:
-                raise StageError(f"{job}: all workers returned but nothing is sealed; run again to resume it")
-            seals[key] = sealed
-            Work(Unit(store, "train", key), "model").clear()
+        do = partial(_launched, spec, inputs, units, store, launch)
     else:
-        from tasks.train_worker import TrainWorker
-
-        make = partial(TrainWorker, spec, inputs.data, inputs.index, store)
-        waiting = [TrainItem(key, unit) for key, unit in missing.items()]
-        for index, result in pool.map(make, waiting, label="train", resources=spec.resources, done=len(seals)):
-            at = Unit(store, "train", waiting[index].key)
-            seals[at.key] = at.publish_seal(result.parts, result.meta)
-            Work(at, "model").clear()
+        items = [TrainItem(key, unit) for key, unit in units.items()]
+        make = partial(_worker, spec, inputs.data, inputs.index, store)
+        do = in_pool("train", items, make, store, pool, spec.resources)
+    seals = share_units("train", [key for key, _ in inputs.units], store, do)
     return [seals[key] for key, _ in inputs.units]
+
+
+def _worker(spec: TrainSpec, data: DataSpec, index: Seal, store: Store) -> TrainWorker:
+    # torch takes 1.7 s to import: only workers need it.
+    from tasks.train_worker import TrainWorker
+
+    return TrainWorker(spec, data, index, store)
+
+
+def _launched(
+    spec: TrainSpec, inputs: TrainInputs, units: dict[str, TrainUnit], store: Store, launch: Launch | None,
+    keys: Sequence[str], terms: Terms, done: int,
+) -> Iterator[tuple[str, Seal | None]]:
+    """Train one unit after the other, each by several workers; this process holds the lease."""
+    if launch is None:
+        raise InputError(
+            f"train: world_size is {spec.world_size}, which needs the cluster's launcher; set world_size: 1 here"
+        )
+    for key in keys:
+        job = TrainJob(spec, inputs.data, inputs.index, key, units[key], store)
+        yield key, do_leased(Unit(store, "train", key), terms, partial(_launch, job, launch))
+
+
+def _launch(job: TrainJob, launch: Launch) -> Seal:
+    launch(job, f"train-{job.key[:12]}", job.spec.world_size, job.spec.resources)
+    sealed = Unit(job.store, "train", job.key).seal()
+    if sealed is None:
+        raise StageError(f"{job}: all workers returned but nothing is sealed; run again to resume it")
+    return sealed
 
 
 def run_train_job(job: TrainJob, rank: int, world_size: int, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Work in progress: checkpoints to resume a training from, each written once, removed after the seal."""
+"""Work in progress: checkpoints to resume a training from, each written once, and its clearing after the seal."""
 
 from __future__ import annotations
 
@@ -46,7 +46,12 @@ class Work:
         return [name for _, name in sorted(found, key=lambda pair: (-pair[0], pair[1]))]
 
     def save(self, state: dict[str, Any]) -> None:
-        """Publish a state that holds its "step", create-only, and drop all but the last two of this attempt."""
+        """Publish a state that holds its "step", create-only, and drop all but the last two of this attempt.
+
+        Nothing is kept once the unit is sealed: a late trainer would leave behind what nobody clears.
+        """
+        if self.unit.seal() is not None:
+            return
         name = f"{self.folder}/{self.attempt}/step-{state['step']:08d}.pt"
         if self.store.create(name, encode_state({"key": self.unit.key, **state})):
             self._mine.append(name)
@@ -85,8 +90,3 @@ class Work:
                 len(unreadable), self.folder, unreadable[0], found[0] if found else "the start",
             )
         return found
-
-    def clear(self) -> None:
-        """Remove every checkpoint of this training; for after its seal."""
-        for name in self.store.list(self.folder):
-            self.store.remove(name)

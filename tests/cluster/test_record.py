@@ -36,7 +36,8 @@ def test_a_unit_from_nothing_to_sealed(unit: Unit) -> None:
     first = unit.publish_part("a.txt", b"x\nEND", count)
     assert second == Part("stages/score-0123456789ab/parts/b.txt", 2, 7, second.sha256)
     assert unit.find_part("b.txt", count) == second
-    seal = unit.publish_seal([second, first], {"num_rows": 3})
+    seal = unit.publish_seal([second, first], {"num_rows": 3, "at": 1.0})
+    assert list(seal.meta.items()) == [("at", 1), ("num_rows", 3)]
     assert seal.parts == (first, second) and seal.parts[-1] == second and list(seal.parts[:1]) == [first]
     assert unit.seal() == seal
     assert read_part(unit.store, first) == b"x\nEND"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import threading
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -150,3 +152,82 @@ def test_end_that_cannot_be_written_warns_and_changes_nothing(store: Store) -> N
 def test_start_is_create_only(store: Store) -> None:
     with Attempt(store, "run") as attempt:
         assert not store.create(f"runs/run/attempts/{attempt.name}.json", b"{}")
+
+
+def test_facts_are_kept_in_the_record(store: Store) -> None:
+    facts: dict[str, Any] = {"create_only": True, "multipart": False, "endpoint": "127.0.0.1", "parts": 3}
+    with Attempt(store, "run", facts=facts):
+        assert attempt_states(store, "run")[0].facts == facts
+    assert attempt_states(store, "run")[0].facts == facts
+
+
+def test_an_attempt_elsewhere_is_lost_after_120_s_without_a_heartbeat(store: Store) -> None:
+    with Attempt(store, "run") as attempt:
+        name = f"runs/run/attempts/{attempt.name}.json"
+        store.replace(name, store.read(name).replace(b'"process_space":"', b'"process_space":"other'))
+        beat = attempt_states(store, "run")[0].heartbeat
+        assert beat is not None
+        last = datetime.fromisoformat(beat)
+        assert attempt_states(store, "run", last + timedelta(seconds=119))[0].state == "running"
+        assert attempt_states(store, "run", last + timedelta(seconds=121))[0].state == "lost"
+
+
+NONSENSE = [b"", b"torn {", b"null", b"[]", b"7", b"{}", b'"text"', b"\xff\xfe", b"[" * 5000]
+
+
+@pytest.mark.parametrize("data", NONSENSE)
+@pytest.mark.parametrize(
+    ("suffix", "state"), [("", "unreadable"), (".end", "unreadable"), (".heartbeat", "running"), (".stages", "running")]
+)
+def test_a_file_that_makes_no_sense_is_named_and_counted_and_hides_no_other(
+    store: Store, suffix: str, state: str, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Attempt(store, "run") as good, Attempt(store, "run") as bad:
+        bad.record_stage("shard", 1.0, 1, 1)
+        name = f"runs/run/attempts/{bad.name}{suffix}.json"
+        store.replace(name, data)
+        states = {state.name: state for state in attempt_states(store, "run")}
+        empty = suffix == ".stages" and data in (b"[]", b"{}")
+        assert states[good.name].state == "running"
+        assert states[bad.name].state == state
+        assert states[bad.name].unreadable == (() if empty else (name,))
+        assert json.loads(json.dumps([asdict(state) for state in states.values()]))
+        assert (f"1 file(s) of attempts at run cannot be read, first {name}" in caplog.text) is not empty
+        store.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("started", "yesterday"), ("started", "2026-01-01T00:00:00"), ("started", 7), ("host", None), ("pid", "7"),
+        ("pid", -1), ("pid", 2**70), ("process_space", 3), ("versions", []), ("versions", {"torch": 2}), ("facts", "x"),
+        ("facts", {"a": []}), ("facts", {"a": None}),
+    ],
+)  # fmt: skip
+def test_wrong_values_in_a_record_are_found(store: Store, name: str, value: Any) -> None:
+    with Attempt(store, "run") as attempt:
+        record = f"runs/run/attempts/{attempt.name}.json"
+        store.replace(record, json.dumps({**json.loads(store.read(record)), name: value}).encode())
+        (state,) = attempt_states(store, "run")
+        assert (state.state, state.unreadable, state.started) == ("unreadable", (record,), attempt.name)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "body"),
+    [
+        ("heartbeat", {"time": "soon"}), ("heartbeat", {"time": 5}), ("end", {"state": "done"}),
+        ("end", {"state": "sold", "ended": "2026-01-01T00:00:00+00:00"}),
+        ("end", {"state": "failed", "ended": "2026-01-01T00:00:00+00:00", "error": 3}),
+        ("stages", [{"name": "shard"}]), ("stages", [3]),
+        ("stages", [{"name": "shard", "seconds": "x", "computed": 1, "items": 1}]),
+        ("stages", [{"name": "shard", "seconds": 1.0, "computed": float("inf"), "items": 1}]),
+    ],
+)  # fmt: skip
+def test_wrong_values_beside_a_record_are_found(store: Store, suffix: str, body: Any) -> None:
+    with Attempt(store, "run") as attempt:
+        name = f"runs/run/attempts/{attempt.name}.{suffix}.json"
+        store.replace(name, json.dumps(body).encode())
+        (state,) = attempt_states(store, "run")
+        assert state.unreadable == (name,)
+        assert stage_timings(store, "run") == []
+        store.remove(name)

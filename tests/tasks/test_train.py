@@ -168,11 +168,11 @@ def test_trap_11_replicates_differ(place: tuple[Store, Seal]) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("at", range(1, 7))
+@pytest.mark.parametrize("at", range(1, 9))
 def test_a_death_at_any_write_is_resumed_to_the_same_bytes(
     place: tuple[Store, Seal], tmp_path: Path, at: int, after: bool
 ) -> None:
-    # Writes of one training: 4 work checkpoints, 2 parts; the seal is the seventh.
+    # Writes of one training: its lease, 4 work checkpoints, 2 parts, the seal.
     store, index = place
     (want,) = run(SPEC, [full()], store, index)
     fresh, _ = indexed(tmp_path)
@@ -180,7 +180,7 @@ def test_a_death_at_any_write_is_resumed_to_the_same_bytes(
         run(SPEC, [full()], dying_at(fresh, at, "train-", after), index)
     (seal,) = run(SPEC, [full()], fresh, index)
     assert part_bytes(fresh, seal) == part_bytes(store, want)
-    assert not [name for name in fresh.list("stages") if "/work/model/" in name]
+    assert not [name for name in fresh.list("stages") if "/train-" in name and "/work/" in name]
 
 
 def test_a_death_at_the_seal_is_resumed_without_training(place: tuple[Store, Seal], tmp_path: Path) -> None:
@@ -188,8 +188,8 @@ def test_a_death_at_the_seal_is_resumed_without_training(place: tuple[Store, Sea
     (want,) = run(SPEC, [full()], store, index)
     fresh, _ = indexed(tmp_path)
     with pytest.raises(Killed):
-        run(SPEC, [full()], dying_at(fresh, 7, "train-"), index)
-    watched = dying_at(fresh, 1, "/work/")
+        run(SPEC, [full()], dying_at(fresh, 8, "train-"), index)
+    watched = dying_at(fresh, 1, "/work/model/")
     (seal,) = run(SPEC, [full()], watched, index)
     assert part_bytes(fresh, seal) == part_bytes(store, want)
 
@@ -323,7 +323,7 @@ def test_two_ranks_train_resume_and_seal(place: tuple[Store, Seal], tmp_path: Pa
         run(spec, [unit], store, index, launch=launch)
     assert [name for name in store.list("stages") if "/work/model/" in name and "/train-" in name]
     (seal,) = run(spec, [unit], store, index, launch=launch)
-    assert not [name for name in store.list("stages") if "/work/model/" in name and "/train-" in name]
+    assert not [name for name in store.list("stages") if "/work/" in name and "/train-" in name]
     key = key_of(spec, unit, index)
     assert names == [(f"train-{key[:12]}", 2, spec.resources)] * 2
     model, loss = trained(arrays, 12, 4, Dataset(DATA, index, store).shape)
