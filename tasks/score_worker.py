@@ -19,7 +19,7 @@ from cluster.storage import Store
 from tasks.arithmetic import arithmetic, autocast, device_of
 from tasks.bisection import Bisection, OverBudgetError
 from tasks.dataset import Dataset
-from tasks.models.build import build_model
+from tasks.models.build import build_model, place_model
 from tasks.proxy import checkpoint_part, load_checkpoint
 from tasks.quarantine import (
     NON_FINITE_SCORE,
@@ -53,6 +53,7 @@ from tasks.scores.forgetting import READS as FORGETTING_READS
 from tasks.scores.forgetting import forgetting
 from tasks.scores.registry import score_info
 from tasks.scores.uniform import uniform
+from tasks.slots import rows_in_own_slots, rows_in_turn
 from tasks.sources.protocol import Examples, Shard
 from tasks.tables import encode_table, load_part, with_metadata
 
@@ -223,7 +224,7 @@ class ScoreWorker:
         _checkpoint(seal, at)
         model = build_model(self.inputs.proxy.model, self.dataset.shape, self.dataset.num_classes, seed=0)
         model.load_state_dict(load_checkpoint(store, seal, at)["model"])
-        return model.to(self.device).eval()
+        return place_model(model, self.device).eval()
 
     def load(self, shard: Shard) -> Examples | I64:
         """Return the train rows of the shard; only their ids where no score reads features."""
@@ -237,7 +238,7 @@ class ScoreWorker:
         if isinstance(loaded, Examples):
             try:
                 with arithmetic(self.spec.numerics):
-                    values, bad = self._batch_scores(loaded)
+                    values, bad = self._batch_scores(loaded, shard)
             except OverBudgetError as error:
                 raise self._over_budget(error.found, shard) from error.__cause__
         for name, function in (("forgetting", forgetting), ("aum", aum)):
@@ -266,59 +267,57 @@ class ScoreWorker:
         causes = Counter(cause for cause, _ in bad.values())
         return over_budget(self.spec, self.num_train, causes, examples, f"shard {shard}")
 
-    def _batch_scores(self, examples: Examples) -> tuple[dict[str, F32], dict[int, tuple[str, str]]]:
+    def _batches(self, examples: Examples, shard: Shard) -> I64:
+        """Return which example is in each slot of each pass, (passes, forward_rows); -1 where none is."""
+        rows, size = examples.position - shard.position + shard.start, self.spec.forward_rows
+        # On the CPU no bit of a row depends on its slot, and no pass but the last has an empty one.
+        return rows_in_own_slots(rows, size) if self.device.type == "cuda" else rows_in_turn(len(rows), size)
+
+    def _batch_scores(self, examples: Examples, shard: Shard) -> tuple[dict[str, F32], dict[int, tuple[str, str]]]:
         """Return each column's scores (proxies, N), NaN for bad examples, and these by id with cause and message.
 
         Every forward pass has forward_rows rows exactly.
         """
-        rows, size = self.spec.forward_rows, len(examples)
-        kept: dict[str, list[F32]] = {}
+        proxies = len(self.inputs.proxies)
+        out = {name: np.full((proxies, len(examples)), np.nan, np.float32) for name in self._batch_columns()}
         bad: dict[int, tuple[str, str]] = {}
-        for start in range(0, size, rows):
-            bisection = Bisection(partial(self._pass, examples, start), self.allowed, bad)
-            count = min(rows, size - start)
-            scores, good = bisection.score(count, examples.example_id[start : start + count])
-            for column in self._batch_columns():
-                if good is None:
-                    values = scores[column][:, :count]
-                else:
-                    values = np.full((len(self.inputs.proxies), count), np.nan, np.float32)
-                    if column in scores:
-                        values[:, good] = scores[column][:, :count][:, good]
-                kept.setdefault(column, []).append(values)
-        empty = np.zeros((len(self.inputs.proxies), 0), np.float32)
-        return {name: np.concatenate(kept[name], 1) if name in kept else empty for name in self._batch_columns()}, bad
+        for batch in self._batches(examples, shard):
+            # An empty slot repeats an example of the pass.
+            at = np.where(batch < 0, batch.max(), batch)
+            bisection = Bisection(partial(self._pass, examples, at), self.allowed, bad)
+            scores, good = bisection.score(len(at), examples.example_id[at])
+            taken = batch >= 0 if good is None else good & (batch >= 0)
+            for column, values in scores.items():
+                out[column][:, batch[taken]] = values[:, taken]
+        return out, bad
 
     def _batch_columns(self) -> list[str]:
         return [column_name(use) for use in self.spec.scores if score_info(use.name).by_batch]
 
-    def _pass(self, examples: Examples, start: int, slots: I64) -> dict[str, F32]:
-        """Return each column's scores (proxies, forward_rows) of one pass over the batch at `start`.
+    def _pass(self, examples: Examples, at: I64, slots: I64) -> dict[str, F32]:
+        """Return each column's scores (proxies, forward_rows) of one pass over the examples `at`.
 
         A slot that is not among `slots` holds the example of the first of them: what a row is computed with must depend
         neither on the shard's size nor on which of its neighbours are bad.
         """
-        rows = self.spec.forward_rows
-        at: slice | I64 = slice(start, start + rows)
+        rows = len(at)
         if len(slots) < rows:
-            last = len(examples) - 1
-            wanted = np.minimum(np.arange(start, start + rows), last)
             inside = np.zeros(rows, dtype=bool)
             inside[slots] = True
-            # A short batch repeats its last row.
-            inside[last - start + 1 :] = inside[min(last - start, rows - 1)]
-            at = np.where(inside, wanted, start + slots[0])
+            at = np.where(inside, at, at[slots[0]])
         out: dict[str, F32] = {}
         inputs = self.pipeline.prepare(examples.x[at])
-        targets = torch.from_numpy(examples.y[at]).to(self.device)
+        targets = torch.from_numpy(examples.y[at])
         for share, names in self.from_batch.items():
             for number, model in enumerate(self.models[share]):
                 with autocast(self.spec.numerics):
                     scores = score_batch(model, inputs, targets, names)
+                # One fetch for all scores: each makes the CPU wait for the device.
+                fetched = dict(zip(scores, torch.stack(list(scores.values())).cpu().numpy()))
                 for use in self.spec.scores:
-                    if use.at == share and use.name in scores:
+                    if use.at == share and use.name in fetched:
                         column = out.setdefault(column_name(use), np.empty((len(self.models[share]), rows), np.float32))
-                        column[number] = scores[use.name].cpu().numpy()
+                        column[number] = fetched[use.name]
         return out
 
     def _columns(self, ids: I64, values: dict[str, F32]) -> dict[str, F32]:

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from cluster.errors import CorruptError, InputError, StageError
-from tasks.arithmetic import arithmetic, autocast, device_of, isolated_rng, seed_all
+from tasks.arithmetic import arithmetic, autocast, device_of, isolated_rng, ordered_attention, seed_all
 from tasks.hashing import derive_seed
+from tasks.models.build import place_model
 from tasks.ordering import BatchOrder, rank_slice
 from tasks.recipe import Pipeline
 from tasks.sources.protocol import Examples
@@ -102,9 +103,9 @@ def train_model(
     The loss of a step is sum(w * loss) / B over the global batch, where B is the true number of its examples: the last
     batch of an epoch is kept, however short, and divided by its own size. Batches, augmentation and every random stream
     of a step (dropout) are functions of (seed, step), and the weights of the model are the caller's, so a training that
-    goes on from `start` ends in the same bytes as one that was never stopped (on CUDA where the model's kernels are
-    deterministic; cuDNN's are asked to be). A batch, or a rank's slice, of a single
-    row has no variance: batch norm layers use their running statistics for it. Global random state, thread count and
+    goes on from `start` ends in the same bytes as one that was never stopped (on CUDA but for operations that have no
+    deterministic kernel, of which torch warns). A batch, or a rank's slice, of a single row has no variance: batch norm
+    layers use their running statistics for it. Global random state, thread count and
     kernel choices are restored at the end.
 
     `checkpoint(state)` is called at ends of epochs, not more often than checkpoint_every_s (0: at every one), on rank 0
@@ -118,7 +119,7 @@ def train_model(
     Raises StageError when the loss is not finite, InputError when a piece of the recipe does not fit.
     """
     loop = _Loop(model, data, settings, pipeline, recorder=recorder, rank=rank, world_size=world_size)
-    with arithmetic(settings.numerics), isolated_rng():
+    with arithmetic(settings.numerics), ordered_attention(loop.device), isolated_rng():
         return loop.run(start, report, checkpoint, set(snapshots), snapshot)
 
 
@@ -144,10 +145,7 @@ class _Loop:
         draw = settings.weighting == "draw"
         self.order = BatchOrder(data.example_id, settings.batch_size, settings.seed, data.w if draw else None)
         self.weights = np.ones(len(data.w), dtype=np.float32) if draw else data.w.astype(np.float32, copy=False)
-        self.model = model.to(self.device)
-        if self.device.type == "cuda" and not any(weight.dim() == 5 for weight in self.model.parameters()):
-            # 4-d weights only; with 5-d ones (Conv3d) the call fails.
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = place_model(model, self.device)
         self.optimizer = pipeline.optimizer(self.model.parameters(), settings.lr, settings.weight_decay)
         self.schedule = pipeline.schedule(self.optimizer, settings.steps, settings.lr)
         self.norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

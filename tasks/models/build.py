@@ -46,6 +46,16 @@ def build_model(use: Use, shape: tuple[int, ...], num_classes: int, seed: int) -
     return model.float()
 
 
+def place_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model on the device; on CUDA with convolutions in channels_last, as the inputs are."""
+    model = model.to(device)
+    # 4-d weights only; with 5-d ones (Conv3d) the call fails. On an H200, ResNet-18 on 32 x 32 images forwards 1.3
+    # times (float32) and 1.4 times (bfloat16) as many rows a second.
+    if device.type == "cuda" and not any(weight.dim() == 5 for weight in model.parameters()):
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
 def check_model(
     use: Use, shape: tuple[int, ...], num_classes: int, recipe: Recipe, *, dtype: str = "float32", seed: int = 0
 ) -> None:

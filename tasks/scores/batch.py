@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import torch
 
 from cluster.errors import InputError
+from tasks.arithmetic import ordered_attention
 from tasks.scores.el2n import el2n
 from tasks.scores.entropy import entropy
 from tasks.scores.grand import grand
@@ -26,10 +27,11 @@ def score_batch(
 ) -> dict[str, Tensor]:
     """Return the scores `names` of a batch, each (B,) float32 on the device of the inputs.
 
-    inputs (B, ...), as the model takes them (normalised, not augmented); targets (B,) int64 in 0..K-1, or None where
-    no score named reads a label. The model runs in eval mode and is left as it was: each submodule's mode, gradients,
-    requires_grad flags, buffers and hooks, also when an exception passes through. GraNd counts the parameters that
-    require a gradient. Values are returned as they come, finite or not.
+    inputs (B, ...), as the model takes them (normalised, not augmented); targets (B,) int64 in 0..K-1, preferably on the
+    CPU (their check does not wait for a GPU then), or None where no score named reads a label. The model runs in eval
+    mode and is left as it was: each submodule's mode, gradients, requires_grad flags, buffers and hooks, also when an
+    exception passes through. GraNd counts the parameters that require a gradient. Values are returned as they come,
+    finite or not.
 
     Raises InputError for a name that is not computed from a batch (`random`, `forgetting`, `aum`), for labels that are
     missing or out of range, and for a model that cannot give the score asked for.
@@ -51,6 +53,8 @@ def score_batch(
         stack.enter_context(torch.set_grad_enabled(gradients))
         inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
         stack.enter_context(scoring(model, inputs.device))
+        if gradients and torch.are_deterministic_algorithms_enabled():
+            stack.enter_context(ordered_attention(inputs.device))
         if gradients and inputs.device.type == "cuda" and any(isinstance(m, torch.nn.RNNBase) for m in model.modules()):
             # cuDNN has no backward pass of a recurrent layer in eval mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -114,10 +118,9 @@ def _check_labels(targets: Tensor | None, logits: Tensor) -> Tensor:
             f"targets are {targets.dtype} {tuple(targets.shape)}; "
             f"they must be whole numbers, one for each of {len(logits)} rows"
         )
-    labels = targets.to(logits.device, torch.int64)
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]):
-        raise InputError(
-            f"targets run from {int(labels.min())} to {int(labels.max())}; "
-            f"the model has classes 0 to {logits.shape[1] - 1}"
-        )
-    return labels
+    if len(targets):
+        # Where they lie: labels on the CPU are checked without waiting for the forward pass on the GPU.
+        low, high = torch.stack(torch.aminmax(targets)).tolist()
+        if low < 0 or high >= logits.shape[1]:
+            raise InputError(f"targets run from {low} to {high}; the model has classes 0 to {logits.shape[1] - 1}")
+    return targets.to(logits.device, torch.int64, non_blocking=True)

@@ -54,7 +54,7 @@ class LastLinear:
             )
         layer, x, output, version = self.calls[-1]
         again = sum(1 for call in self.calls if call[0] is layer)
-        whole = output.shape == logits.shape and output._version == version and torch.equal(output, logits)
+        whole = output.shape == logits.shape and output._version == version and _same(output, logits)
         if again > 1 or not whole:
             raise InputError(
                 "grand_last is exact only where the logits are the output of the last nn.Linear, called once; here the "
@@ -63,3 +63,10 @@ class LastLinear:
             )
         self.calls.clear()
         return x.float(), layer.bias is not None
+
+
+def _same(output: Tensor, logits: Tensor) -> bool:
+    """Return whether two tensors hold the same values; of one and the same memory, without waiting for a GPU."""
+    if output.data_ptr() == logits.data_ptr() and output.stride() == logits.stride() and output.dtype == logits.dtype:
+        return True
+    return torch.equal(output, logits)

@@ -109,12 +109,25 @@ def _batch_norm_weight(site: Site) -> Operation | None:
         return None
     column = (1, -1) + (1,) * (len(_output_shape(node)) - 2)
     mean, variance = node._saved_running_mean.float(), node._saved_running_var.float()
-    scale = (variance + node._saved_eps).rsqrt()
+    # cuDNN's node has another name for it.
+    eps = node._saved_epsilon if hasattr(node, "_saved_epsilon") else node._saved_eps
+    scale = (variance + eps).rsqrt()
     return _channels(site, node._saved_input, mean.reshape(column), scale.reshape(column))
 
 
 def _batch_norm_bias(site: Site) -> Operation | None:
     return None if site.node._saved_training else _channels(site)
+
+
+def _rms_norm_weight(site: Site) -> Operation | None:
+    node = site.node
+    lead = len(_output_shape(node)) - len(node._saved_normalized_shape)
+    if lead == 0:
+        return None
+    return Broadcast(
+        rows_of(_output_shape(node), lead), lead, site.shape, site.shape,
+        factor=node._saved_input, scale=node._saved_result1,
+    )  # fmt: skip
 
 
 def _layer_norm_weight(site: Site) -> Operation | None:
@@ -169,6 +182,9 @@ _MAKERS: dict[tuple[str, int], Callable[[Site], Operation | None]] = {
     ("ConvolutionBackward0", 2): _channels,
     ("NativeBatchNormBackward0", 1): _batch_norm_weight,
     ("NativeBatchNormBackward0", 2): _batch_norm_bias,
+    ("CudnnBatchNormBackward0", 1): _batch_norm_weight,
+    ("CudnnBatchNormBackward0", 2): _batch_norm_bias,
+    ("FusedRmsNormBackward0", 1): _rms_norm_weight,
     ("NativeLayerNormBackward0", 1): _layer_norm_weight,
     ("NativeLayerNormBackward0", 2): _layer_norm_bias,
     ("NativeGroupNormBackward0", 1): _group_norm_weight,

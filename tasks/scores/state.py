@@ -16,12 +16,9 @@ def scoring(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    buffers = [
-        (module, dict(module._buffers), {name: (value._version, value.clone())
-                                         for name, value in module._buffers.items() if value is not None})
-        for module in modules
-        if module._buffers
-    ]  # fmt: skip
+    buffers = [(module, dict(module._buffers)) for module in modules if module._buffers]
+    values = [value for _, held in buffers for value in held.values() if value is not None]
+    copies = list(zip(values, [value._version for value in values], _copies(values)))
     # An embedding with max_norm renormalises its weight in place, in a forward pass.
     renormalised = [
         (module.weight, module.weight.detach().clone(), module.weight._version)
@@ -33,19 +30,39 @@ def scoring(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=cuda))
         try:
             for module in modules:
-                module.training = False
+                # Setting an attribute of a module takes a microsecond, and most are in eval mode already.
+                if module.training:
+                    module.training = False
             yield
         finally:
             for module, mode in zip(modules, modes):
-                module.training = mode
+                if module.training != mode:
+                    module.training = mode
             with torch.no_grad():
-                for module, held, copies in buffers:
+                for module, held in buffers:
                     module._buffers.clear()
                     module._buffers.update(held)
-                    for name, (version, copy) in copies.items():
-                        value = held[name]
-                        if value is not None and value._version != version:
-                            value.copy_(copy)
+                for value, version, copy in copies:
+                    if value._version != version:
+                        value.copy_(copy)
                 for weight, copy, version in renormalised:
                     if weight._version != version:
                         weight.copy_(copy)
+
+
+@torch.no_grad()
+def _copies(values: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return copies, made by one kernel for all of a type: the 60 buffers of a ResNet-18 one by one took 2 ms on a GPU."""
+    out = [torch.empty(0)] * len(values)
+    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for number, value in enumerate(values):
+        if value.layout == torch.strided:
+            groups.setdefault((value.dtype, value.device), []).append(number)
+        else:
+            out[number] = value.clone()
+    for numbers in groups.values():
+        pieces = torch.cat([values[number].reshape(-1) for number in numbers])
+        sizes = [values[number].numel() for number in numbers]
+        for number, piece in zip(numbers, pieces.split(sizes)):  # type: ignore[no-untyped-call]
+            out[number] = piece.view(values[number].shape)
+    return out

@@ -149,7 +149,7 @@ class Words(nn.Module):
         self.out = nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.words(x) + self.places(torch.arange(x.shape[1]))
+        hidden = self.words(x) + self.places(torch.arange(x.shape[1], device=x.device))
         return self.out(torch.tanh(self.norm(hidden)).mean(1))
 
 

@@ -213,3 +213,10 @@ def test_the_package_offers_score_batch_and_nothing_unknown() -> None:
     assert package.score_batch is score_batch
     with pytest.raises(AttributeError):
         package.nothing  # noqa: B018
+
+
+def test_grand_last_of_logits_that_are_not_numbers_is_not_a_number() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    found = score_batch(model, torch.full((5, 3), float("nan")), torch.zeros(5, dtype=torch.int64), ["grand_last", "el2n"])
+    assert found["grand_last"].isnan().all()
+    assert found["el2n"].isnan().all()
