@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from typing import Annotated, Any, NoReturn
+import traceback
+from typing import Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 
 from cluster.code import check_own_packages
 from cluster.errors import InputError, SecateurError
+from cluster.redaction import scrub
 
 app = typer.Typer(
     name="secateur",
     help="Prune a training set with calibrated selection, train on it, and say whether it beat random.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -49,9 +51,14 @@ def resume(run: Run, store: StoreOption = "./store", ray: Ray = "local", as_json
     """Go on with a run that did not finish."""
     from cluster.storage import Store
     from flows.execute import execute
+    from flows.plan import find_states
     from flows.runs import plan_of
 
-    execute(plan_of(run, Store(store)).config, store, ray, as_json)
+    place = Store(store)
+    planned = plan_of(run, place)
+    # A broken seal ends it here, before anything is started.
+    find_states(planned, place)
+    execute(planned.config, store, ray, as_json)
 
 
 @app.command()
@@ -92,6 +99,23 @@ def report(run: Run, store: StoreOption = "./store") -> None:
 
 
 @app.command()
+def verify(
+    run: Run,
+    store: StoreOption = "./store",
+    heal: Annotated[bool, typer.Option("--heal", help="Compute what is damaged again and put it back.")] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Retire what is damaged, and all that was computed from it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read everything a run's seals list and name what is not as it was written."""
+    from flows.repair import verify_and_repair
+
+    if not verify_and_repair(run, store, heal, recompute, as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
 def select(
     scores: Annotated[str, typer.Argument(help="Parquet file, folder or URI with an id and a score.", metavar="SCORES")],
     score: Annotated[str, typer.Option("--score", help="Column that ranks.", metavar="COL")],
@@ -108,12 +132,15 @@ def select(
         str | None, typer.Option("--id-column", help="Integer id column. Default: example_id, or id.", metavar="C")
     ] = None,
     by: Annotated[str | None, typer.Option("--by", help="Column of groups that get proportional budgets.")] = None,
+    missing: Annotated[
+        str, typer.Option("--missing", help="Rows whose score is null or NaN: refuse, exclude, explore.")
+    ] = "refuse",
     as_json: Json = False,
 ) -> None:
     """Select a calibrated, weighted subset from any score table."""
     from flows.show import run_select
 
-    run_select(scores, score, direction, keep, protocol, alpha, params or [], seed, id_column, by, out, as_json)
+    run_select(scores, score, direction, keep, protocol, alpha, params or [], seed, id_column, by, out, as_json, missing)
 
 
 @app.command()
@@ -162,20 +189,53 @@ def doctor(store: StoreOption = "./store", ray: Ray = "local", as_json: Json = F
         raise typer.Exit(1)
 
 
-def _fail(error: SecateurError) -> NoReturn:
-    print(f"secateur: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+class DiscreetStream:
+    """Be standard error for a block: what anybody writes there, warnings of libraries included, loses its secrets."""
+
+    def __init__(self, below: TextIO) -> None:
+        self.below = below
+
+    def write(self, text: str) -> int:
+        """Write the text without its secrets."""
+        self.below.write(scrub(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.below, name)
+
+
+def fail(message: str, exit_code: int) -> NoReturn:
+    """Print one line on standard error and end."""
+    line = " ".join(message.split())
+    # Text that came from data may hold what UTF-8 cannot.
+    print(f"secateur: {line.encode(errors='backslashreplace').decode()}", file=sys.stderr)
+    sys.exit(exit_code)
 
 
 def main() -> None:
     """Run the command and end with its exit code: 0 done, 1 failed, 2 wrong input, 130 or 143 interrupted."""
+    with contextlib.redirect_stderr(cast(Any, DiscreetStream(sys.stderr))):
+        _main()
+
+
+def _main() -> None:
     try:
         check_own_packages()
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except SecateurError as error:
         if os.environ.get("SECATEUR_TRACEBACK"):
             raise
-        _fail(error)
+        fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        said = error.format_message().rstrip(".")
+        fail(f"{said}; `secateur --help` lists the commands, `secateur COMMAND --help` what each takes", 2)
+    except OSError as error:
+        # Of the store, nearly always: a place that may not be read, a service that refuses.
+        fail(f"{type(error).__name__}: {error}", 1)
+    except Exception:
+        # A fault of ours or of the user's code: where it happened helps, what it holds must not leak.
+        traceback.print_exc()
+        sys.exit(1)
     except KeyboardInterrupt as stop:
         print("secateur: interrupted", file=sys.stderr)
         sys.exit(getattr(stop, "exit_code", 130))

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
 from cluster.errors import InputError
+from cluster.fingerprint import canonical_json
+from cluster.redaction import find_secret, scrub
+from flows.config_text import check_size, expand, override, read_yaml
 from tasks import recipes
 from tasks.imports import nearest
 from tasks.models import BUILTIN_MODELS
 from tasks.proxy import ProxySpec
 from tasks.score import ScoreSpec, score_columns
-from tasks.selection.spec import SelectionSpec
+from tasks.selection.spec import EXCLUDE, SelectionSpec
 from tasks.sources.spec import DataSpec
 from tasks.spec import Recipe, Resources, Spec, Use, setting
 from tasks.train import TrainSpec
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+MAX_BYTES = 2**20
+# Characters of a wrong value that a message shows.
+MAX_SHOWN = 120
+MAX_UNITS = 100_000
 
 
 class ArmSpec(Spec):
@@ -34,12 +37,13 @@ class ArmSpec(Spec):
     alpha: float | None = setting(None, identity=True, doc="Share of the budget spent on signal, in [0, 1].")
     gamma: float | None = setting(None, identity=True, doc="Power of the exploration weight; tempered only.")
     direction: str | None = setting(None, identity=True, doc="Kept end, high or low. Default: the score's own.")
+    missing: str = setting(EXCLUDE, identity=True, doc="Examples without a score. Default: that of `select`.")
 
     def at(self, keep: float) -> SelectionSpec:
         """Return the selection of this arm at one keep."""
         return SelectionSpec(
             score=self.score, protocol=self.protocol, keep=keep, alpha=self.alpha, gamma=self.gamma,
-            direction=self.direction,
+            direction=self.direction, missing=self.missing,
         )
 
     @property
@@ -67,7 +71,20 @@ class SelectSpec(Spec):
         ..., identity=True, min_length=1, doc="Fraction kept of the train split, in (0, 1]: a number or a list."
     )
     arms: tuple[ArmSpec, ...] = setting(..., identity=True, min_length=1, doc="The arms beside random.")
+    missing: str = setting(
+        EXCLUDE, identity=True, pattern="^(refuse|exclude|explore)$", doc="What is done with examples that the score stage "
+        "quarantined: refuse to select, exclude them from the population, or leave them to exploration."
+    )
     resources: Resources = setting(Resources(), identity=False, doc="How select and subset are run.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _missing_of_arms(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("arms"), list | tuple):
+            return value
+        policy = value.get("missing", EXCLUDE)
+        arms = [{"missing": policy, **arm} if isinstance(arm, dict) else arm for arm in value["arms"]]
+        return {**value, "arms": arms}
 
     @field_validator("keep", mode="before")
     @classmethod
@@ -125,7 +142,7 @@ class RunConfig(Spec):
     """Hold a whole run."""
 
     name: str = setting(..., identity=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,40}$", doc="Name of the run.")
-    seed: int = setting(0, identity=True, ge=0, doc="Root seed; every random choice derives from it.")
+    seed: int = setting(0, identity=True, ge=0, lt=2**63, doc="Root seed; every random choice derives from it.")
     code: tuple[str, ...] = setting((), identity=False, doc="Folders of your code, put on the import path and shipped.")
     code_version: str | None = setting(
         None, identity=True, doc="Stands for your code in the keys, instead of the digest of what it imports."
@@ -145,6 +162,13 @@ class RunConfig(Spec):
             raise InputError("the configuration has no scores: give `proxy` and `score`, or your own as `scores: URI`")
         if self.scores is not None and (self.score is not None or self.proxy is not None):
             raise InputError("`scores` replaces `proxy` and `score`: leave these two out, or leave `scores` out")
+        units = len(self.select.keep) * (len(self.select.arms) + 2) * self.train.replicates
+        units += self.proxy.seeds if self.proxy is not None else 0
+        if units > MAX_UNITS:
+            raise InputError(
+                f"the configuration asks for {units} proxies and trainings, and a run has at most {MAX_UNITS}; fewer seeds, "
+                "keeps, arms or replicates"
+            )
         check_names("train", self.train.model, self.train.recipe)
         if self.proxy is not None:
             check_names("proxy", self.proxy.model, self.proxy.recipe)
@@ -166,67 +190,20 @@ class RunConfig(Spec):
 def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML configuration, apply KEY=VALUE overrides, and check all of it. Raises InputError with one message."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"configuration {path} cannot be read ({error}); give the path of a YAML file") from error
-    try:
-        body = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from error
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise InputError(f"configuration {path} has more than {MAX_BYTES} bytes: is it a configuration?")
+        text = data.decode()
+    except (OSError, ValueError) as error:
+        raise InputError(f"configuration {path!r} cannot be read ({error}); give the path of a YAML file") from error
+    body = read_yaml(text, f"configuration {path}")
     if not isinstance(body, dict):
         raise InputError(f"configuration {path} holds a {type(body).__name__}; its top level is a mapping of sections")
-    for override in overrides:
-        _override(body, override)
-    return parse_config(_expand(body, path), path)
-
-
-def _override(body: dict[str, Any], text: str) -> None:
-    key, mark, value = text.partition("=")
-    if not mark or not key:
-        raise InputError(f"--set {text!r}: it has the form KEY=VALUE, with dots in KEY, as in select.keep=0.1")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {text!r}: the value is not YAML ({' '.join(str(error).split())})") from error
-    place: Any = body
-    *path, last = key.split(".")
-    for name in path:
-        if isinstance(place, list):
-            place = place[_number(place, name, text)]
-            continue
-        if place.get(name) is None:
-            place[name] = {}
-        place = place[name]
-        if not isinstance(place, dict | list):
-            raise InputError(f"--set {text!r}: {name} is a plain value, it has nothing below it")
-    if isinstance(place, list):
-        place[_number(place, last, text)] = parsed
-    else:
-        place[last] = parsed
-
-
-def _number(place: list[Any], name: str, text: str) -> int:
-    if not name.isdigit() or int(name) >= len(place):
-        raise InputError(f"--set {text!r}: {name!r} is no item of a list of {len(place)}; give 0..{len(place) - 1}")
-    return int(name)
-
-
-def _expand(value: Any, where: str) -> Any:
-    """Replace ${NAME} and ${NAME:-default} in texts by the environment's values."""
-    if isinstance(value, Mapping):
-        return {name: _expand(item, f"{where}: {name}") for name, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, where) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def put(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1], match[2])
-        if found is None:
-            raise InputError(f"{where} needs the environment variable {match[1]}; export it, or use --set")
-        return found
-
-    return _VARIABLE.sub(put, value)
+    for text in overrides:
+        override(body, text)
+    check_size(body, path)
+    return parse_config(expand(body, path), path)
 
 
 def parse_config(body: Mapping[str, Any], where: str = "configuration") -> RunConfig:
@@ -234,8 +211,30 @@ def parse_config(body: Mapping[str, Any], where: str = "configuration") -> RunCo
     try:
         config = RunConfig.model_validate(body)
     except ValidationError as error:
-        raise InputError(f"{where}: {_first_problem(error)}") from error
+        raise InputError(f"{where}: {scrub(_first_problem(error))}") from None
+    except RecursionError as error:
+        raise InputError(f"{where} is nested too deeply; a configuration has some five levels") from error
+    settings = config.model_dump()
+    # Dates, bytes and the like, which YAML knows and no key can hold.
+    canonical_json(settings, where)
+    _refuse_secrets(settings, where)
     return _absolute(config)
+
+
+def _refuse_secrets(value: Any, where: str) -> None:
+    """Raise InputError where a setting is a secret: run.json, the report and Prefect's database would hold it."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _refuse_secrets(name, where)
+            _refuse_secrets(item, f"{where}: {name}" if isinstance(name, str) else where)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_secrets(item, where)
+    elif isinstance(value, str) and (found := find_secret(value)) is not None:
+        raise InputError(
+            f"{where} holds {found}: settings are recorded in the store; leave it out, credentials come from the "
+            "environment or the machine"
+        )
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -250,7 +249,8 @@ def _first_problem(error: ValidationError) -> str:
         return f"unknown key {name!r}; {nearest(str(place[-1]), known)}{more}"
     if problem["type"] == "missing":
         return f"{name!r} is missing{more}"
-    return f"{name!r} is {problem['input']!r}: {problem['msg']}{more}"
+    got = repr(problem["input"])
+    return f"{name!r} is {got if len(got) <= MAX_SHOWN else got[:MAX_SHOWN] + '...'}: {problem['msg']}{more}"
 
 
 def _fields_at(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:

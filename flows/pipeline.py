@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import flow
 
 from cluster.errors import InputError
+from cluster.fingerprint import canonical_json
 from cluster.record import Seal
+from cluster.redaction import scrub_error
 from cluster.session import RaySession
 from cluster.storage import Store
 from flows.artifacts import publish_table
@@ -25,6 +31,8 @@ from flows.signals import current_guard
 from flows.stage_task import stage_task
 from tasks.merge import MergeInputs, merge_stage
 from tasks.proxy import ProxyInputs, proxy_stage
+from tasks.quarantine import left_out
+from tasks.report.wording import causes_text
 from tasks.score import ScoreInputs, score_stage
 from tasks.scores.registry import score_info
 from tasks.selecting import SelectInputs, SelectionUnit, selection_stage
@@ -33,14 +41,31 @@ from tasks.spec import Recipe, Use
 from tasks.subset import SubsetInputs, subset_stage
 from tasks.train import TrainInputs, TrainUnit, run_train_job, train_stage
 
-shard = stage_task(shard_stage, name="shard", run_name="shard", tags=("secateur", "shard"))
-proxy = stage_task(proxy_stage, name="proxy", run_name="proxy", tags=("secateur", "proxy"))
-score = stage_task(score_stage, name="score", run_name="score", tags=("secateur", "score"))
-merge = stage_task(merge_stage, name="merge", run_name="merge", tags=("secateur", "merge"))
-select = stage_task(selection_stage, name="select", run_name="select", tags=("secateur", "select"))
-subset = stage_task(subset_stage, name="subset", run_name="subset", tags=("secateur", "subset"))
-train = stage_task(train_stage, name="train", run_name="train", tags=("secateur", "train"))
-report = stage_task(make_report, name="report", run_name="report", tags=("secateur", "report"))
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def discreet(stage: Callable[P, R]) -> Callable[P, R]:
+    """Return the stage with secrets taken out of what it raises: Prefect records the text of every exception."""
+
+    @functools.wraps(stage)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return stage(*args, **kwargs)
+        except Exception as error:
+            raise scrub_error(error)  # noqa: B904
+
+    return run
+
+
+shard = stage_task(discreet(shard_stage), name="shard", run_name="shard", tags=("secateur", "shard"))
+proxy = stage_task(discreet(proxy_stage), name="proxy", run_name="proxy", tags=("secateur", "proxy"))
+score = stage_task(discreet(score_stage), name="score", run_name="score", tags=("secateur", "score"))
+merge = stage_task(discreet(merge_stage), name="merge", run_name="merge", tags=("secateur", "merge"))
+select = stage_task(discreet(selection_stage), name="select", run_name="select", tags=("secateur", "select"))
+subset = stage_task(discreet(subset_stage), name="subset", run_name="subset", tags=("secateur", "subset"))
+train = stage_task(discreet(train_stage), name="train", run_name="train", tags=("secateur", "train"))
+report = stage_task(discreet(make_report), name="report", run_name="report", tags=("secateur", "report"))
 
 
 @flow(name="secateur", flow_run_name="{name}", persist_result=False, validate_parameters=False)
@@ -67,6 +92,7 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
         with clock.stage("shard"):
             index = shard(run.data, place, pool, plan.source_code, lambda meta: check_fit(run, meta))
         warn_of_limit(index)
+        tell_left_out("bad rows of the data", index)
         own = None
         if run.scores is not None:
             # The user's own scores are checked before the run is recorded: they may be wrong input.
@@ -80,6 +106,8 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
                 proxies = proxy(run.proxy, proxy_inputs(plan, index), place, pool) if run.proxy and plan.proxies else []
             with clock.stage("score"):
                 scores = score(run.score, score_inputs(plan, index, proxies), place, pool) if run.score else None
+            if scores is not None:
+                tell_left_out("train examples without a score", scores)
             with clock.stage("merge"):
                 table = own or merge(merge_inputs(plan, index, scores), place, pool)
             with clock.stage("select"):
@@ -159,6 +187,9 @@ def score_inputs(plan: Plan, index: Seal, proxies: list[Seal]) -> ScoreInputs:
 def merge_inputs(plan: Plan, index: Seal, scores: Seal | None) -> MergeInputs:
     """Return what the merge stage reads: the scores computed, or the user's own."""
     run = plan.config
+    if scores is not None:
+        # As the store has them: merge writes their facts into its parts in this order, resumed or not.
+        scores = dataclasses.replace(scores, meta=json.loads(canonical_json(scores.meta, "score facts")))
     return MergeInputs(
         run.data, index, scores, run.scores, plan.scores_digest, run.scores_id_column, run.select.resources
     )
@@ -226,6 +257,13 @@ def warn_of_limit(index: Seal) -> None:
     """Say that this run is on a slice, where it is."""
     if index.meta.get("limit") is not None:
         print_line(f"data.limit: a slice of {index.meta['limit']} rows, {index.meta['num_unused']} rows left out")
+
+
+def tell_left_out(what: str, seal: Seal) -> None:
+    """Say how many examples a stage put into its quarantine, by cause, where there are any."""
+    fact = left_out(seal)
+    if fact["rows"]:
+        print_line(f"{seal.stage:<8}{fact['rows']} {what} in quarantine: {causes_text(fact['causes'])}")
 
 
 def publish_results(plan: Plan, results: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@ Prefect."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from tasks.subset import subset_key
 from tasks.train import train_key
 
 FULL = "full"
+# Look-ups at once: on S3 one takes some 30 ms and no CPU.
+LOOKUPS = 8
 
 
 @dataclass(frozen=True)
@@ -73,30 +76,16 @@ class Plan:
 
     def units(self, store: Store) -> Iterator[tuple[str, Unit]]:
         """Yield (stage, unit) for everything the run needs, each key once, in the order it is computed."""
-        yield "shard", Unit(store, "shard", self.shard)
-        for key in self.proxies:
-            yield "proxy", Unit(store, "proxy", key)
-        if self.score is not None:
-            yield "score", self.score_unit(store)
-        yield "merge", Unit(store, "merge", self.merge)
-        keys = list(dict.fromkeys(key for key, _ in self.selections.values()))
-        for key in keys:
-            yield "select", Unit(store, "select", key)
-        for key in keys:
-            yield "subset", Unit(store, "subset", self.subset(key))
-        for key in dict.fromkeys(training.key for training in self.trainings):
-            yield "train", Unit(store, "train", key)
-
-    def score_unit(self, store: Store) -> Unit:
-        """Return the address of the score stage: parts by scorer and shard, a seal per index."""
-        assert self.score is not None and self.scorer is not None
-        return Unit(store, "score", self.score, f"seal-{self.shard[:12]}.json", self.scorer)
+        for unit in units_of(self.keys(), store):
+            yield unit.stage, unit
 
     def keys(self) -> dict[str, Any]:
         """Return the keys by stage, as run.json records them."""
         return {
             "data": self.data,
             "code": self.code,
+            "source_code": self.source_code,
+            "scores": self.scores_digest,
             "shard": self.shard,
             "proxy": list(self.proxies),
             "scorer": self.scorer,
@@ -105,6 +94,34 @@ class Plan:
             "select": list(dict.fromkeys(key for key, _ in self.selections.values())),
             "train": list(dict.fromkeys(training.key for training in self.trainings)),
         }
+
+
+def units_of(keys: Mapping[str, Any], store: Store) -> Iterator[Unit]:
+    """Yield the units behind the keys of a run, as run.json records them, each once, in the order they are computed."""
+    shard = keys["shard"]
+    yield Unit(store, "shard", shard)
+    for key in keys["proxy"]:
+        yield Unit(store, "proxy", key)
+    if keys["score"] is not None:
+        # Parts by scorer and shard, a seal per index.
+        yield Unit(store, "score", keys["score"], f"seal-{shard[:KEY_CHARS]}.json", keys["scorer"])
+    yield Unit(store, "merge", keys["merge"])
+    for key in keys["select"]:
+        yield Unit(store, "select", key)
+    for key in keys["select"]:
+        yield Unit(store, "subset", subset_key(key, shard))
+    for key in keys["train"]:
+        yield Unit(store, "train", key)
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Hold what a plan takes from outside the configuration: digests of code, of the source's code, data, own scores."""
+
+    code: str
+    source_code: str
+    data: str
+    scores: str | None
 
 
 @dataclass(frozen=True)
@@ -151,12 +168,18 @@ def make_plan(config: RunConfig) -> Plan:
     source_code = _digest_of_code(config, entry_points(config.data))
     code = _digest_of_code(config, entry_points(config))
     data = data_digest(config.data)
-    shard = shard_key(config.data, data, source_code)
+    scores = scores_digest(config.scores) if config.scores is not None else None
+    return plan_from(config, Digests(code, source_code, data, scores))
+
+
+def plan_from(config: RunConfig, digests: Digests) -> Plan:
+    """Return the plan of a configuration whose data and code have these digests. Reads nothing."""
+    code, data, own = digests.code, digests.data, digests.scores
+    shard = shard_key(config.data, data, digests.source_code)
     proxies: tuple[str, ...] = ()
     checkpoints: tuple[float, ...] = (1.0,)
-    scorer = score = own = None
-    if config.scores is not None:
-        own = scores_digest(config.scores)
+    scorer = score = None
+    if own is not None:
         merge = merge_key(own_scores_key(own, config.scores_id_column), shard)
     else:
         assert config.proxy is not None and config.score is not None
@@ -173,8 +196,9 @@ def make_plan(config: RunConfig) -> Plan:
         merge = merge_key(score, shard)
     selections, trainings = _plan_arms(config, shard, merge, code)
     return Plan(
-        config, code, source_code, data, shard, proxies, checkpoints, scorer, score, own, merge, selections, tuple(trainings)
-    )
+        config, code, digests.source_code, data, shard, proxies, checkpoints, scorer, score, own, merge, selections,
+        tuple(trainings),
+    )  # fmt: skip
 
 
 def _plan_arms(
@@ -210,15 +234,18 @@ def _training(
 
 
 def find_states(plan: Plan, store: Store) -> list[StageState]:
-    """Return, stage by stage, how many units are sealed: one look-up a unit, none a shard."""
-    units: dict[str, list[Unit]] = {}
-    for stage, unit in plan.units(store):
-        units.setdefault(stage, []).append(unit)
+    """Return, stage by stage, how many units are sealed: one look-up a unit, none a shard. Raises CorruptError."""
+    units = [unit for _, unit in plan.units(store)]
+    with ThreadPoolExecutor(LOOKUPS) as readers:
+        there = list(readers.map(lambda unit: unit.seal() is not None, units))
     return [
         StageState(
-            stage, len(group), sum(unit.seal() is not None for unit in group), tuple(unit.key for unit in group)
+            stage,
+            sum(unit.stage == stage for unit in units),
+            sum(found for unit, found in zip(units, there) if unit.stage == stage),
+            tuple(unit.key for unit in units if unit.stage == stage),
         )
-        for stage, group in units.items()
+        for stage in dict.fromkeys(unit.stage for unit in units)
     ]
 
 

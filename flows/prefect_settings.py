@@ -12,27 +12,15 @@ from pathlib import Path
 
 import yaml
 
+from cluster import redaction
 from flows.api_link import LINK
+
+is_secret = redaction.is_secret
+redact = redaction.scrub
 
 # Prefect's own default is five retries with exponential backoff: 62 s for each call to an API that is gone. One is 2 s.
 MAX_RETRIES = 1
 REQUEST_TIMEOUT_S = 10.0
-
-_SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "API_KEY", "ACCESS_KEY", "CREDENTIAL", "AUTH_STRING")
-
-
-def is_secret(name: str) -> bool:
-    """Return whether an environment variable of this name is likely to hold a secret."""
-    return any(word in name.upper() for word in _SECRET_WORDS)
-
-
-def redact(text: str) -> str:
-    """Return `text` with the values of secret environment variables taken out."""
-    for name, value in os.environ.items():
-        if is_secret(name) and len(value) >= 6:
-            text = text.replace(value, f"<{name}>")
-    return text
-
 
 def configured_api_url() -> str | None:
     """Return the Prefect API the user named: PREFECT_API_URL, or that of the active Prefect profile, or None."""

@@ -20,6 +20,11 @@ from tasks.report.inputs import ArmResult, PageInputs, StageTiming
 PACKAGES = ("secateur", "torch", "ray", "prefect", "pyarrow", "numpy", "s3fs", "scikit-learn", "scipy")
 
 
+ONE_KEY = ("data", "code", "source_code", "shard", "merge")
+MANY_KEYS = ("proxy", "select", "train")
+_REMAKE = "remove it, and `secateur run CONFIG` records the run anew; what is sealed stays"
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the packages that results may depend on."""
     return {name: version(name) for name in PACKAGES}
@@ -58,11 +63,33 @@ def find_run(run: str, store: Store) -> str:
 def load_run(run: str, store: Store) -> tuple[str, RunConfig, dict[str, Any]]:
     """Return the run's name, its configuration and its record. Raises InputError, CorruptError."""
     name = find_run(run, store)
+    record = read_record(name, store)
     try:
-        record = json.loads(store.read(f"runs/{name}/run.json"))
         return name, parse_config(record["config"], f"run {name}"), record
-    except (ValueError, KeyError) as error:
-        raise CorruptError(f"run.json of {name} in {store.uri} cannot be read ({error})") from error
+    except InputError as error:
+        raise CorruptError(
+            f"run.json of {name} in {store.uri} holds no configuration of this version's: {error}; `secateur run CONFIG` "
+            "makes a new run of what is sealed"
+        ) from error
+
+
+def read_record(name: str, store: Store) -> dict[str, Any]:
+    """Return run.json of a run. Raises CorruptError unless it has the form that `record_run` gives it."""
+    place = f"runs/{name}/run.json"
+    try:
+        data = store.read(place)
+        record = json.loads(data)
+        whole = canonical_json(record) == data and record["run"] == name
+        keys, config = record["keys"], record["config"]
+        texts = [record["versions"].get("torch"), *(keys[one] for one in ONE_KEY), *(k for many in MANY_KEYS for k in keys[many])]
+        maybe = [keys["scorer"], keys["score"], keys["scores"]]
+        whole = whole and isinstance(config, dict) and all(isinstance(text, str) for text in texts)
+        whole = whole and all(text is None or isinstance(text, str) for text in maybe)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, InputError) as error:
+        raise CorruptError(f"{store.url(place)} cannot be read ({type(error).__name__}: {error}): {_REMAKE}") from error
+    if not whole:
+        raise CorruptError(f"{store.url(place)} is not as it was written: {_REMAKE}")
+    return dict(record)
 
 
 def plan_of(run: str, store: Store) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -13,7 +12,7 @@ from flows.attempts import attempt_states
 from flows.cli import parse_params, print_json
 from flows.config import RunConfig
 from flows.plan import find_states, make_plan
-from flows.runs import list_runs, load_run, make_report, plan_of, recorded_stages
+from flows.runs import list_runs, load_run, make_report, plan_of, read_record, recorded_stages
 from tasks.report.publish import read_results, report_name
 
 STAGES = ("data", "code", "shard", "proxy", "scorer", "score", "merge", "select", "train")
@@ -60,9 +59,8 @@ def latest_keys(store: Store, name: str) -> dict[str, Any] | None:
             continue
         attempts = attempt_states(store, run)
         started = max((attempt.started for attempt in attempts), default="")
-        record = json.loads(store.read(f"runs/{run}/run.json"))
         if best is None or started > best[0]:
-            best = started, record["keys"]
+            best = started, read_record(run, store)["keys"]
     return best[1] if best else None
 
 
@@ -138,14 +136,14 @@ def write_report_again(run: str, store_uri: str) -> None:
 
 def run_select(
     scores: str, score: str, direction: str, keep: float, protocol: str, alpha: float | None, params: list[str],
-    seed: int, id_column: str | None, by: str | None, out: str, as_json: bool,
+    seed: int, id_column: str | None, by: str | None, out: str, as_json: bool, missing: str = "refuse",
 ) -> None:
     """Select from any score table and print a summary."""
     from tasks.standalone import select_file
 
     summary = select_file(
         scores, score=score, direction=direction, keep=keep, protocol=protocol, alpha=alpha,
-        params=parse_params(params), seed=seed, id_column=id_column, by=by, out=out,
+        params=parse_params(params), seed=seed, id_column=id_column, by=by, out=out, missing=missing,
     )
     if as_json:
         print_json(summary)

@@ -33,14 +33,16 @@ def write_report(store: Store, run_name: str, results: dict[str, Any], page: Pag
 
 def read_results(store: Store, run_name: str) -> dict[str, Any] | None:
     """Return results.json of a complete report, None where there is none. Raises CorruptError against its seal."""
+    again = f"write it again with `secateur report {run_name}`"
     try:
-        seal = json.loads(store.read(report_name(run_name, "seal.json")))
+        sealed = store.read(report_name(run_name, "seal.json"))
         data = store.read(report_name(run_name, "results.json"))
     except FileNotFoundError:
         return None
-    if seal["sha256"]["results.json"] != sha256(data):
-        raise CorruptError(
-            f"report {store.url(report_name(run_name, 'results.json'))} is not what its seal says; write it again with "
-            f"`secateur report {run_name}`"
-        )
+    try:
+        wanted = json.loads(sealed)["sha256"]["results.json"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise CorruptError(f"{store.url(report_name(run_name, 'seal.json'))} cannot be read; {again}") from error
+    if wanted != sha256(data):
+        raise CorruptError(f"{store.url(report_name(run_name, 'results.json'))} is not what its seal says; {again}")
     return dict(json.loads(data))

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-
 from cluster.storage import Store
 from flows.plan import Plan, make_plan
 from tasks.proxy_worker import ProxyWorker

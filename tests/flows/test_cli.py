@@ -19,6 +19,8 @@ from flows.config import load_config
 from flows.plan import make_plan
 from tasks.pool import SerialPool
 from tests.flows.serial_run import run_serially
+from tests.flows.verify_case import edit_seal, made, seals, tree
+from tests.flows.verify_case import plan as small_plan
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
@@ -132,3 +134,44 @@ def test_dynamics_need_a_whole_epoch(tmp_path: Path, steps: int, refused: bool) 
         assert not store.exists()
     else:
         run_serially(plan, Store(str(store)), SerialPool())
+
+
+def test_resume_with_a_broken_seal_ends_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store = made(tmp_path)
+    for path in (store / "runs" / small_plan().run_name / "report").iterdir():
+        path.unlink()
+    seals(store, "train")[0].unlink()
+    edit_seal(seals(store, "score")[0], lambda body: body["meta"].update(num_rows=1))
+    before = tree(store)
+
+    def started(*_: object) -> None:
+        raise AssertionError("it went on to start Prefect and Ray")
+
+    monkeypatch.setattr("flows.execute.run_flow_here", started)
+    code, out, error = command(monkeypatch, capsys, "resume", small_plan().run_name, "--store", str(store))
+    assert code == 1 and out == "" and error.count("\n") == 1 and "does not match its own digest" in error
+    assert tree(store) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["plan"], "Missing argument 'CONFIG'"), (["pln"], "No such command"), (["plan", "x", "--sett"], "--sett")],
+)
+def test_wrong_usage_is_one_line(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, error = command(monkeypatch, capsys, *words)
+    assert code == 2 and out == "" and error.count("\n") == 1 and message in error and "--help" in error
+
+
+def test_a_fault_of_user_code_is_told_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fault(*_: object) -> None:
+        raise RuntimeError("cannot reach https://user:hunter2@host/?token=hunter2")
+
+    monkeypatch.setattr("flows.show.show_status", fault)
+    code, out, error = command(monkeypatch, capsys, "status")
+    assert code == 1 and out == "" and "hunter2" not in error and "RuntimeError: cannot reach https://<credentials>@host" in error

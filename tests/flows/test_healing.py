@@ -1,0 +1,236 @@
+"""`secateur verify --heal` and `--recompute`: what is put back is byte for byte what was there, and nothing else moves."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.errors import StageError
+from cluster.storage import Store
+from flows import cli
+from flows.attempts import Attempt
+from flows.plan import make_plan
+from flows.repair import verify_and_repair
+from tasks.pool import SerialPool
+from tests.flows.serial_run import run_serially
+from tests.flows.verify_case import OTHER, config, cut, edit_seal, flip, made, parts, plan, seals, tree
+
+pytestmark = [pytest.mark.xdist_group("verify"), pytest.mark.timeout(300)]
+
+
+def repair(store: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict[str, object]]:
+    """Run `secateur verify` in this process; return its exit code and its JSON document."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["secateur", "verify", plan().run_name, "--store", str(store), "--json", *flags])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return int(ended.value.code or 0), json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("stage", "suffix", "how"),
+    [
+        ("shard", ".parquet", flip),
+        ("proxy", ".parquet", Path.unlink),
+        ("proxy", ".pt", flip),
+        ("score", ".parquet", cut),
+        ("merge", ".parquet", flip),
+        ("select", ".parquet", Path.unlink),
+        ("subset", ".parquet", flip),
+        ("subset", ".npy", cut),
+        ("train", ".parquet", flip),
+    ],
+)
+def test_a_damaged_part_is_made_again_and_put_back(
+    stage: str, suffix: str, how: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = made(tmp_path)
+    before = tree(store)
+    how(parts(store, stage, suffix)[0])  # type: ignore[operator]
+    code, said = repair(store, capsys, "--heal")
+    assert code == 0 and len(said["healed"]) == 1 and said["unhealed"] == []  # type: ignore[arg-type]
+    assert tree(store) == before
+
+
+def test_many_damages_are_healed_in_the_order_of_the_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = made(tmp_path)
+    before = tree(store)
+    for stage in ("shard", "score", "merge", "subset"):
+        flip(parts(store, stage)[0])
+    (store / "runs" / plan().run_name / "report" / "results.json").unlink()
+    code, said = repair(store, capsys, "--heal")
+    assert code == 0 and len(said["healed"]) == 5  # type: ignore[arg-type]
+    after = tree(store)
+    page = f"runs/{plan().run_name}/report/"
+    assert {name: data for name, data in after.items() if not name.startswith(page)} == {
+        name: data for name, data in before.items() if not name.startswith(page)
+    }
+    assert after[f"{page}results.json"] == before[f"{page}results.json"]
+    assert repair(store, capsys)[0] == 0
+
+
+@pytest.mark.parametrize("stage", ["shard", "proxy", "score", "merge", "select", "subset", "train"])
+def test_an_edited_seal_is_made_again_from_its_parts(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = made(tmp_path)
+    before = tree(store)
+    edit_seal(seals(store, stage)[0], lambda body: body["meta"].update(made_up=1))
+    code, said = repair(store, capsys, "--heal")
+    assert code == 0, said
+    assert tree(store) == before
+
+
+def test_a_seal_edited_to_hide_a_damaged_part_hides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = made(tmp_path)
+    before = tree(store)
+    flip(parts(store, "score")[0])
+    edit_seal(seals(store, "score")[0], lambda body: body["meta"].update(made_up=1))
+    code, _ = repair(store, capsys, "--heal")
+    assert code == 0 and tree(store) == before
+
+
+def test_a_torn_and_a_lost_seal_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = made(tmp_path)
+    before = tree(store)
+    cut(seals(store, "merge")[0])
+    seals(store, "select")[0].unlink()
+    code, _ = repair(store, capsys, "--heal")
+    assert code == 0 and tree(store) == before
+
+
+def test_what_cannot_match_is_told_and_left_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = made(tmp_path)
+    # The seal, whole and by its digest unchanged, names bytes that nothing here makes: as if sealed on another device.
+    edit_seal(seals(store, "score")[0], lambda body: body["parts"][0].update(sha256="0" * 64), forge=True)
+    before = tree(store)
+    code, said = repair(store, capsys, "--heal")
+    assert code == 1 and "another device" in str(said["unhealed"])
+    assert any("--recompute" in line for line in said["next"])  # type: ignore[attr-defined]
+    assert tree(store) == before
+
+
+def test_recompute_retires_what_is_downstream_and_a_run_computes_it_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = made(tmp_path)
+    before = tree(store)
+    broken = parts(store, "select")[0]
+    flip(broken)
+    code, said = repair(store, capsys, "--recompute")
+    assert code == 0
+    after = tree(store)
+    moved = {name for name in before if name not in after}
+    assert {f"{said['retired']['folder']}/{name}" for name in moved} == set(after) - set(before)  # type: ignore[index]
+    own = {unit.folder for stage, unit in plan().units(Store(str(store))) if stage in ("select", "subset", "train")}
+    others = {unit.folder for _, unit in plan(OTHER).units(Store(str(store)))}
+    assert moved and all(name.startswith("runs/") or name.rpartition("/")[0].removesuffix("/parts") in own for name in moved)
+    assert not any(name.rpartition("/")[0].removesuffix("/parts") in others for name in moved)
+    assert said["next"] == [f"secateur resume {plan().run_name} --store {store}"]
+    run_serially(plan(), Store(str(store)), SerialPool())
+    again = {name: data for name, data in tree(store).items() if not name.startswith("retired/") and "/report/" not in name}
+    assert again == {name: data for name, data in before.items() if "/report/" not in name}
+
+
+def test_recompute_keeps_sound_parts_and_takes_along_every_run_that_depends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = made(tmp_path)
+    before = tree(store)
+    first, *sound = parts(store, "score")
+    flip(first)
+    code, said = repair(store, capsys, "--recompute")
+    assert code == 0 and not first.exists() and all(path.exists() for path in sound)
+    assert not any(path.exists() for path in parts(store, "merge"))
+    assert all(path.exists() for stage in ("shard", "proxy") for path in (*parts(store, stage), *seals(store, stage)))
+    names = {plan().run_name, plan(OTHER).run_name}
+    assert {line.split()[2] for line in said["next"]} == names  # type: ignore[attr-defined]
+    # Random selections read no score: they and what follows from them stay.
+    kept = [path for path in seals(store, "select") if path.exists()]
+    assert len(kept) == 2
+    run_serially(plan(), Store(str(store)), SerialPool())
+    run_serially(plan(OTHER), Store(str(store)), SerialPool())
+    again = {name: data for name, data in tree(store).items() if not name.startswith("retired/") and "/report/" not in name}
+    assert again == {name: data for name, data in before.items() if "/report/" not in name}
+
+
+def test_quarantine_tables_are_verified_and_healed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
+    rows[7, 1] = np.nan
+    table = pa.table({"a": rows[:, 0], "b": rows[:, 1], "c": rows[:, 2], "label": np.arange(120) % 2})
+    pq.write_table(table, tmp_path / "data.parquet")
+    own = config(
+        "data.source={use: parquet, args: {features: [a, b, c]}}", f"data.train={tmp_path}/data.parquet", "data.limit=null",
+        "data.max_bad_fraction=0.1",
+    )  # fmt: skip
+    store, made_of = tmp_path / "store", make_plan(own)
+    run_serially(made_of, Store(str(store)), SerialPool())
+    before = tree(store)
+    found = sorted(store.glob("stages/shard-*/quarantine/*.parquet"))
+    assert len(found) == 1
+    for harm in (flip, cut, Path.unlink):
+        harm(found[0])
+        assert verify_and_repair(made_of.run_name, str(store), heal=False, recompute=False, as_json=True) is False
+        said = json.loads(capsys.readouterr().out)
+        assert [one["what"] for one in said["damage"]] == ["quarantine"]
+        assert verify_and_repair(made_of.run_name, str(store), heal=True, recompute=False, as_json=False) is True
+        assert tree(store) == before
+        capsys.readouterr()
+
+
+def test_on_s3_objects_are_verified_healed_and_retired_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from moto.server import ThreadedMotoServer
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing-only")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setattr("flows.verify.WHOLE_BYTES", 1000)
+        local = made(tmp_path)
+        store = Store("s3://verify-bucket/prefix")
+        store.objects.fs.mkdir("verify-bucket")  # type: ignore[attr-defined]
+        before = tree(local)
+        for name, data in before.items():
+            assert store.create(name, data)
+        assert verify_and_repair(plan().run_name, store.uri, heal=False, recompute=False, as_json=False)
+        bad, gone = (str(parts(local, stage)[0].relative_to(local)) for stage in ("score", "select"))
+        store.replace(bad, before[bad][:-3] + b"xyz")
+        store.remove(gone)
+        assert not verify_and_repair(plan().run_name, store.uri, heal=False, recompute=False, as_json=False)
+        said = capsys.readouterr().out
+        assert f"{bad} has sha256" in said and f"{gone} is gone" in said
+        assert verify_and_repair(plan().run_name, store.uri, heal=True, recompute=False, as_json=False)
+        assert {name: store.read(name) for name in (bad, gone)} == {name: before[name] for name in (bad, gone)}
+        store.remove(gone)
+        assert verify_and_repair(plan().run_name, store.uri, heal=False, recompute=True, as_json=False)
+        assert not store.exists(f"{gone.partition('/parts/')[0]}/seal.json") and store.list("retired")
+    finally:
+        server.stop()
+
+
+def test_neither_touches_a_run_that_goes_on(tmp_path: Path) -> None:
+    store = made(tmp_path)
+    flip(parts(store, "score")[0])
+    with Attempt(Store(str(store)), plan(OTHER).run_name):
+        before = tree(store)
+        with pytest.raises(StageError, match=f"run {plan(OTHER).run_name} is running"):
+            verify_and_repair(plan().run_name, str(store), heal=False, recompute=True, as_json=False)
+        assert tree(store) == before
+    with Attempt(Store(str(store)), plan().run_name):
+        before = tree(store)
+        with pytest.raises(StageError, match="is running"):
+            verify_and_repair(plan().run_name, str(store), heal=True, recompute=False, as_json=False)
+        assert tree(store) == before

@@ -1,0 +1,90 @@
+"""A small finished run, made once in a process, and copies of its store to damage."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.record import Part, Seal
+from cluster.storage import Store
+from flows.config import RunConfig, load_config
+from flows.plan import Plan, make_plan
+from tasks.pool import SerialPool
+from tests.flows.serial_run import run_serially
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = (
+    "proxy.epochs=1", "proxy.seeds=1", "train.steps=4", "train.replicates=2", "score.scores=[el2n]", "data.limit=300",
+    "data.shard_rows=400", "select.arms=[{protocol: topk, score: el2n}]", "train.full=false",
+)  # fmt: skip
+OTHER = "select.keep=0.3"
+
+
+def config(*settings: str) -> RunConfig:
+    return load_config(str(ROOT / "configs/quickstart.yaml"), [*SETTINGS, *settings])
+
+
+def plan(*settings: str) -> Plan:
+    return make_plan(config(*settings))
+
+
+@functools.cache
+def _made() -> Path:
+    """Return a store with two finished runs that differ in `keep` only: all up to the score table is shared."""
+    folder = Path(tempfile.mkdtemp(prefix="verify-case-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for settings in ((), (OTHER,)):
+        run_serially(plan(*settings), Store(str(folder / "store")), SerialPool())
+    return folder
+
+
+def made(folder: Path) -> Path:
+    """Return a fresh copy of the store, in `folder`."""
+    shutil.copytree(_made() / "store", folder / "store")
+    return folder / "store"
+
+
+def tree(store: Path) -> dict[str, bytes]:
+    """Return every file of the store with its bytes."""
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
+
+
+def seals(store: Path, stage: str) -> list[Path]:
+    """Return the seals of the first run's units of a stage."""
+    units = [unit for name, unit in plan().units(Store(str(store))) if name == stage]
+    return sorted(store / unit.folder / unit.seal_name for unit in units)
+
+
+def parts(store: Path, stage: str, suffix: str = ".parquet") -> list[Path]:
+    """Return the parts of the first run's units of a stage."""
+    folders = [path.parent / "parts" for path in seals(store, stage)]
+    return sorted(path for folder in folders for path in folder.glob(f"*{suffix}"))
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def edit_seal(path: Path, change: Callable[[dict[str, Any]], Any], *, forge: bool = False) -> None:
+    """Change fields of a seal; a forger also makes the digest match."""
+    body = json.loads(path.read_bytes())
+    change(body)
+    if forge:
+        listed = tuple(Part(**part) for part in body["parts"])
+        path.write_bytes(Seal(body["stage"], body["key"], listed, body["meta"]).to_bytes())
+        return
+    path.write_bytes(json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
