@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export SECATEUR_STORE ?= store
 
-.PHONY: quickstart mnist test lint bench clean
+.PHONY: quickstart mnist test test-faults chaos lint audit bench clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/secateur run configs/quickstart.yaml
@@ -13,12 +13,23 @@ mnist: $(VENV)/.run
 	$(BIN)/secateur run configs/mnist.yaml
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/faults
+
+# What dies, where, and what is left of it: kills, cancellations, crash points.
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/faults
+
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.chaos --seed 1 --kills 30
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# A report, which never fails: what is known against the pinned packages.
+audit: $(VENV)/.dev
+	$(BIN)/python .ci/audit
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.grand

@@ -19,6 +19,10 @@ class StageError(SecateurError):
     """Signal that a stage could not be finished; what was committed stays committed."""
 
 
+class ItemsError(StageError):
+    """Signal that items failed after their own retries: doing the whole stage again at once would only repeat them."""
+
+
 class StoreError(SecateurError):
     """Signal that the object store refused, or could not do, what was asked."""
 

@@ -15,7 +15,7 @@ from ray import exceptions as ray_errors
 
 from cluster.capacity import check_fits, check_shape
 from cluster.code import add_code_dirs
-from cluster.errors import SecateurError, StageError
+from cluster.errors import ItemsError, SecateurError, StageError
 from cluster.host import portable
 
 TICK_SECONDS = 1.0
@@ -178,9 +178,9 @@ class RayLauncher:
                 raise own
             if own is not None:
                 told = _told(failures)
-                raise StageError(f"{name}: the training failed ({told}). Mend the cause and run again") from own
+                raise ItemsError(f"{name}: the training failed ({told}). Mend the cause and run again") from own
             _log.info("%s: try %d of %d failed (%s)", name, attempt + 1, resources.retries + 1, _told(failures))
-        raise StageError(
+        raise ItemsError(
             f"{name}: workers failed in {resources.retries + 1} tries ({_told(failures)}); its checkpoints are in the "
             "store: run again to go on from the newest"
         ) from failures[min(failures)]

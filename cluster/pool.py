@@ -16,7 +16,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from cluster.capacity import Shape, check_fits, check_shape, describe, slots_at_most
-from cluster.errors import SecateurError, StageError
+from cluster.errors import ItemsError, SecateurError, StageError
 from cluster.host import Outcome, dump, new_host
 
 # One item is computed while the next is loaded; a host works on no more. Where items are so short that the way there and
@@ -72,6 +72,11 @@ def _outcomes(done: Sequence[Any]) -> list[Outcome | Exception]:
 def _name(item: Any) -> str:
     text = str(item)
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _final(*errors: Exception) -> type[StageError]:
+    """Return ItemsError, which no one retries; StageError where nothing but input and output failed, which may pass."""
+    return StageError if all(isinstance(error, OSError) for error in errors) else ItemsError
 
 
 class RayPool:
@@ -210,7 +215,7 @@ class _Map:
         self.succeeded = 0
         self.actors: list[_Actor] = []
         self.warm: list[Any] = []
-        self.failed_starts = 0
+        self.failed_starts, self.widest = 0, 1
         self.first_ready = 0.0
         self.slots = 0
         self.looked = 0.0
@@ -259,6 +264,7 @@ class _Map:
             handle = self.warm.pop() if self.warm else self.pool.new_host(self.shape)
             starting = handle.start.remote(self.turn, self.pool.code, self.payload_ref)
             self.actors.append(_Actor(handle, starting))
+        self.widest = max(self.widest, len(self.actors))
         for handle in self.warm:
             self.pool.end_host(handle)
         self.warm = []
@@ -339,7 +345,7 @@ class _Map:
                 raise value
             elif index is None:
                 message = f"{self.label}: the worker cannot be made ({type(value).__name__}: {value})"
-                raise StageError(f"{message}. Mend the cause and run again") from value
+                raise _final(value)(f"{message}. Mend the cause and run again") from value
             else:
                 self.failures[index] = value
 
@@ -357,8 +363,8 @@ class _Map:
         if index is None:
             # A node that is gone says nothing of the worker; `check_room` sees to it that this ends.
             self.failed_starts += "node has died" not in str(error)
-            if self.failed_starts > (self.retries + 1) * max(1, len(self.actors)):
-                raise StageError(
+            if self.failed_starts > (self.retries + 1) * self.widest:
+                raise ItemsError(
                     f"{self.label}: workers died {self.failed_starts} times in a row before their first item "
                     f"({_name(error)}). Mend the cause and run again"
                 ) from error
@@ -385,7 +391,8 @@ class _Map:
             for index, error in sorted(self.failures.items())[:5]
         )
         counts = f"{len(self.failures)} of {len(self.items)}"
-        raise StageError(
+        kind = _final(*self.failures.values())
+        raise kind(
             f"{self.label}: {counts} items failed ({causes}); the others are committed. "
             "Mend the cause and run again"
         ) from self.failures[min(self.failures)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -17,10 +18,11 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from cluster.code import PROJECT_ROOT, check_code_dirs, stage_code
 from cluster.errors import InputError
+from cluster.scratch import PREFIX, claim, sweep
 
 if TYPE_CHECKING:
     from cluster.launcher import RayLauncher
@@ -33,6 +35,13 @@ OBJECT_STORE_BYTES = 512 * 2**20
 LONGEST_FOLDER = 30
 
 _log = logging.getLogger("secateur.ray")
+_farewell = "what is committed stays; run the same command again to go on"
+
+
+def set_farewell(text: str) -> None:
+    """Have `text` said on standard error, in place of a general hint, should this process end without its clean-up."""
+    global _farewell
+    _farewell = text
 
 
 def prepare_environment() -> None:
@@ -63,7 +72,7 @@ def prepare_local() -> None:
 def _short_folder() -> Path:
     """Return a new private folder whose name is short enough for Ray's sockets."""
     base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="secateur-", dir=base if len(base) + 18 <= LONGEST_FOLDER else "/tmp"))
+    return Path(tempfile.mkdtemp(prefix=PREFIX, dir=base if len(base) + 18 <= LONGEST_FOLDER else "/tmp"))
 
 
 def _note(data: dict[str, Any], ignore_prefix: bool = False) -> None:
@@ -191,6 +200,7 @@ class RaySession:
         self._folder: Path | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._owns_scratch = False
+        self._claims: list[IO[bytes]] = []
         self._printer: Any = None
         self._pools: list[RayPool] = []
         self._launchers: list[RayLauncher] = []
@@ -200,9 +210,12 @@ class RaySession:
         import ray
 
         try:
+            sweep()
             if self.scratch is None:
-                self.scratch = Path(tempfile.mkdtemp(prefix="secateur-scratch-"))
+                self.scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}scratch-"))
                 self._owns_scratch = True
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            self._claims.append(claim(self.scratch))
             if ray.is_initialized():
                 return self
             # Standard output is the command's; Ray prints there that a node died, whatever it is told of logging.
@@ -235,9 +248,8 @@ class RaySession:
         self._guard = subprocess.Popen(
             [sys.executable, "-I", str(Path(__file__).with_name("guard.py")), str(self._folder), str(os.getpid())],
             stdin=subprocess.PIPE,
-            # It outlives a killed driver, whose readers wait until nobody holds its output open.
+            # On standard error it says the last word of a driver that cannot any more.
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         environment: dict[str, str] = {}
@@ -257,6 +269,16 @@ class RaySession:
             _node_ip_address="127.0.0.1",
             **self._options(),
         )
+        node: Any = ray._private.worker._global_node
+        daemons = {name: infos[0].process.pid for name, infos in node.all_processes.items() if name in ("gcs_server", "raylet")}
+        self._tell_guard({"farewell": _farewell, "daemons": daemons})
+
+    def _tell_guard(self, words: dict[str, Any] | None) -> None:
+        """Send the guard what to say and whom to watch, or that this session closes in order."""
+        assert self._guard is not None and self._guard.stdin is not None
+        with contextlib.suppress(OSError):
+            self._guard.stdin.write((json.dumps(words) if words else "").encode() + b"\n")
+            self._guard.stdin.flush()
 
     def _join(self) -> None:
         import ray
@@ -311,6 +333,8 @@ class RaySession:
     def close(self) -> None:
         """Leave the cluster; stop it if this session started it. Safe to call twice."""
         ray = sys.modules.get("ray")
+        if self._guard is not None:
+            self._tell_guard(None)
         if self.owns_connection and ray is not None:
             with _signals_kept():
                 ray.shutdown()
@@ -327,6 +351,9 @@ class RaySession:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+        for lock in self._claims:
+            lock.close()
+        self._claims = []
         if self._owns_scratch and self.scratch is not None:
             shutil.rmtree(self.scratch, ignore_errors=True)
             self.scratch, self._owns_scratch = None, False

@@ -6,19 +6,24 @@ import contextlib
 import errno
 import functools
 import io
+import logging
 import os
 import re
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from cluster.errors import InputError, StoreError
-from cluster.s3 import S3Objects
+from cluster.guarantees import LARGE, SMALL, Guarantees, probe
+from cluster.s3 import S3Objects, endpoint, trust_endpoint
 
 LEFTOVER_SECONDS = 86_400
+_log = logging.getLogger("secateur.store")
+# Stores whose weakness this process has told of.
+_warned: set[str] = set()
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*(/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*\Z")
 
 
@@ -165,8 +170,8 @@ class Store:
             self.uri = str(path)
             self.objects = FileObjects(path)
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return (Store, (self.uri,))
+    def __reduce__(self) -> tuple[Callable[[str], Store], tuple[str]]:
+        return (_arrived, (self.uri,))
 
     def url(self, name: str) -> str:
         """Return the full address of `name`, for people."""
@@ -200,30 +205,44 @@ class Store:
         """Open an object for seekable reading."""
         return self.objects.open(check_name(name))
 
-    def check_writable(self) -> None:
-        """Raise InputError when nothing can be written here. Leaves nothing behind."""
+    def check_writable(self, thorough: bool = False) -> Guarantees:
+        """Return what this store guarantees, warning once where that is less than create-only writes. Leaves nothing behind.
+
+        Raises InputError when nothing can be written here. `thorough` sends a multipart upload of more than one part.
+        """
         name = f"tmp/probe-{uuid.uuid4().hex}"
         try:
-            self.create(name, b"probe")
-            self.remove(name)
+            found = probe(self.objects, name, LARGE if thorough else SMALL)
             if isinstance(self.objects, FileObjects):
                 self.objects.tidy()
         except (OSError, StoreError) as error:
             raise InputError(
                 f"store {self.uri} cannot be written ({error}); name a writable place with --store or SECATEUR_STORE"
             ) from error
+        if found.warning and self.uri not in _warned:
+            _warned.add(self.uri)
+            _log.warning("secateur: warning: store %s: %s", self.uri, found.warning)
+        return found
+
+
+def _arrived(uri: str) -> Store:
+    """Return a store that came from another process, whose endpoint answered there."""
+    store = Store(uri)
+    if isinstance(store.objects, S3Objects):
+        trust_endpoint()
+    return store
 
 
 @functools.cache
 def _bucket(name: str, endpoint: str | None, process: int) -> S3Objects:
     # A client takes 0.3 s to make: readers of user data share one. After a fork its connections are not the child's.
-    return S3Objects(f"s3://{name}")
+    return S3Objects(f"s3://{name}", needs_bucket=False)
 
 
 def _bucket_of(uri: str) -> tuple[S3Objects, str]:
     """Return the bucket of an s3:// URI and the key in it."""
     name, _, key = uri.removeprefix("s3://").partition("/")
-    return _bucket(name, os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"), os.getpid()), key
+    return _bucket(name, endpoint(), os.getpid()), key
 
 
 def open_uri(uri: str) -> BinaryIO:
@@ -277,7 +296,7 @@ def replacing_uri(uri: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "object"
             yield path
-            replace_uri(uri, path.read_bytes())
+            S3Objects(uri.rpartition("/")[0]).replace_from(uri.rpartition("/")[2], path)
         return
     final = Path(uri.removeprefix("file://")).absolute()
     final.parent.mkdir(parents=True, exist_ok=True)

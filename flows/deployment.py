@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prefect import Flow
     from prefect.schedules import Schedule
 
-FLOW = "flows.pipeline.prune"
+FLOW = "flows.deployed.prune"
 POOL = "secateur"
 
 # A run interrupted by SIGTERM may take 9 s; the worker itself is to be gone within 10 s.

@@ -1,12 +1,17 @@
-"""Examine this machine: versions, the store and its create-only writes, Ray, Prefect."""
+"""Examine this machine: versions, the store and what it guarantees, Ray, Prefect."""
 
 from __future__ import annotations
 
-import uuid
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from cluster.errors import StoreError
 from cluster.storage import Store
 from flows.cli import print_json
+from flows.prefect_settings import redact
 from flows.runs import versions
 
 
@@ -24,7 +29,7 @@ def examine(store_uri: str, ray: str, as_json: bool) -> bool:
         try:
             rows.append({"check": name, "ok": True, "found": check()})
         except Exception as error:
-            rows.append({"check": name, "ok": False, "found": f"{type(error).__name__}: {error}"})
+            rows.append({"check": name, "ok": False, "found": redact(f"{type(error).__name__}: {error}")})
     if as_json:
         print_json(rows)
     else:
@@ -40,37 +45,32 @@ def _store(uri: str) -> str:
 
 
 def _create_only(uri: str) -> str:
-    """Write one name twice: the second write must be refused and the first bytes must stand."""
-    store = Store(uri)
-    name = f"tmp/doctor-{uuid.uuid4().hex}"
-    try:
-        first, second = store.create(name, b"first"), store.create(name, b"second")
-        stands = store.read(name)
-    finally:
-        store.remove(name)
-    if not first or second or stands != b"first":
-        raise RuntimeError(
-            "a second create of one name was not refused: two runs on this store could overwrite each other's parts; "
-            "use a store with conditional PUT (If-None-Match), or never run two at once"
-        )
-    return "a second create of one name is refused"
+    """Say what a second create does, single and as a multipart upload. Raises StoreError where the first is not refused."""
+    found = Store(uri).check_writable(thorough=True)
+    if found.warning:
+        raise StoreError(str(found))
+    return str(found)
 
 
 def _ray(address: str) -> str:
     if address == "local":
-        import os
-
         return f"would start here with {os.cpu_count()} CPUs"
-    from cluster.session import probe
+    from cluster.session import RaySession
 
-    if address == "auto":
-        return "the running cluster is looked up when a run starts"
-    probe(address)
-    return f"{address} answers"
+    with RaySession(address):
+        import ray
+
+        cluster: Any = ray
+        nodes, found = [node for node in cluster.nodes() if node["Alive"]], cluster.cluster_resources()
+    return f"{address} has {len(nodes)} nodes, {found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs"
 
 
 def _prefect() -> str:
     from flows.prefect_settings import configured_api_url
+    from flows.server import prefect_api
 
     url = configured_api_url()
-    return "PREFECT_API_URL names a server" if url else "no PREFECT_API_URL: a run starts and stops its own server"
+    if url is None:
+        return "no PREFECT_API_URL: a run starts and stops its own server"
+    with tempfile.TemporaryDirectory(prefix="secateur-doctor-") as folder, prefect_api(Path(folder)):
+        return f"{redact(url)} answers"

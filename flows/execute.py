@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError, SecateurError, StageError
+from cluster.scratch import owned_folder, sweep
+from cluster.session import set_farewell
 from cluster.storage import Store
+from flows.budgets import check_budgets
 from flows.config import RunConfig
 from flows.plan import Plan, find_states, make_plan
 from flows.show import print_outcome
@@ -22,6 +23,7 @@ def execute(config: RunConfig, store_uri: str, ray: str, as_json: bool) -> None:
 
     Raises InputError (exit code 2) and StageError (1); ends with 130 or 143 when interrupted.
     """
+    sweep()
     store = Store(store_uri)
     plan = make_plan(config)
     finished = finished_results(plan, store)
@@ -39,10 +41,14 @@ def execute(config: RunConfig, store_uri: str, ray: str, as_json: bool) -> None:
 
 
 def finished_results(plan: Plan, store: Store) -> dict[str, Any] | None:
-    """Return the results where every unit of this very plan is sealed and its report is written, else None."""
+    """Return the results where every unit of this very plan is sealed and its report is written, else None.
+
+    Raises InputError or StageError where what was left out is more than this configuration allows.
+    """
     results = read_results(store, plan.run_name)
     if results is None or any(state.left for state in find_states(plan, store)):
         return None
+    check_budgets(plan, store)
     return results
 
 
@@ -52,8 +58,8 @@ def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict
     from flows.signals import interruptible
 
     again = f"secateur resume {plan.run_name} --store {shlex.quote(store.uri)}"
-    with tempfile.TemporaryDirectory(prefix="secateur-prefect-") as folder:
-        scratch = Path(folder)
+    set_farewell(f"what is committed stays, go on with: {again}")
+    with owned_folder("prefect") as scratch:
         try:
             with interruptible(until_exit=True) as guard:
                 try:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -114,7 +114,7 @@ class SignalGuard:
             exit_at_once(128 + signum)
 
 
-def exit_at_once(code: int) -> None:
+def exit_at_once(code: int) -> NoReturn:
     """Kill the registered children by handle and leave with `code`, running no clean-up."""
     for process in list(_children.values()):
         with contextlib.suppress(OSError):

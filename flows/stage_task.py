@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
-from cluster.errors import CorruptError, InputError, StageError
+from cluster.errors import CorruptError, InputError, ItemsError, StageError
 from flows.api_link import LINK
 from flows.signals import Interrupted, current_guard
 
@@ -50,8 +50,8 @@ class _Body(Generic[R]):
 
 
 def retryable(error: BaseException) -> bool:
-    """Return whether doing the stage again can help: never for wrong input, changed objects, or an interrupt."""
-    return isinstance(error, Exception) and not isinstance(error, InputError | CorruptError)
+    """Return whether doing the stage again can help: never for wrong input, changed objects, spent retries, an interrupt."""
+    return isinstance(error, Exception) and not isinstance(error, InputError | CorruptError | ItemsError)
 
 
 def in_flow_run() -> bool:
@@ -87,11 +87,16 @@ def stage_task(
         guard = current_guard()
 
         def call() -> R:
-            # Libraries put their own SIGTERM handlers in, Ray at `init`; ours must hold while a stage runs.
-            if guard is not None:
+            if guard is None:
+                return function(*args, **kwargs)
+            try:
+                # Libraries put their own SIGTERM handlers in, Ray at `init`; ours must hold while a stage runs.
                 with guard.installed():
                     return function(*args, **kwargs)
-            return function(*args, **kwargs)
+            except Exception:
+                # Ray's compiled code may make a SystemError of the interrupt, which would pass for a failure to retry.
+                guard.check()
+                raise
 
         body = _Body(call)
         if in_flow_run() and LINK.alive():

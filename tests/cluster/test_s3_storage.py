@@ -1,4 +1,4 @@
-"""The S3 store against a server: create-only, retried, without listing caches or secrets in pickles."""
+"""The S3 store against a small server in this process; tests/s3 holds it to a real one, through faults."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
-from cluster import s3
-from cluster.errors import InputError, StoreError
+from cluster import retrying, s3_errors
+from cluster.errors import InputError
 from cluster.record import Unit
 from cluster.storage import Store, open_uri, read_uri, replace_uri
 
@@ -63,22 +62,6 @@ def test_one_of_many_writers_wins(store: Store) -> None:
     assert store.read("a/b") == b"%d" % won.index(True)
 
 
-def test_a_large_object_is_one_put(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    fs = store.objects.fs  # type: ignore[attr-defined]
-    call = fs._call_s3
-
-    async def counted(method: str, *args: Any, **more: Any) -> Any:
-        calls.append(method)
-        return await call(method, *args, **more)
-
-    monkeypatch.setattr(fs, "_call_s3", counted)
-    assert store.create("a/large", bytes(60 * 2**20))
-    assert not store.create("a/large", b"x")
-    assert set(calls) <= {"put_object", "head_object"}
-    assert calls.count("put_object") == 2
-
-
 def test_replace_list_remove_open(store: Store) -> None:
     store.replace("runs/r/beat", b"1")
     store.replace("runs/r/beat", b"2")
@@ -118,59 +101,29 @@ def test_no_secret_in_a_pickle_or_a_record(store: Store) -> None:
     assert SECRET not in repr(store) + store.url("a")
 
 
-def test_transient_errors_are_tried_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3.time, "sleep", lambda _: None)
-    fs = store.objects.fs  # type: ignore[attr-defined]
-    put, errors = fs.pipe_file, [ConnectionResetError("reset"), OSError(16, "Please reduce your request rate")]
+class AnsweredError(Exception):
+    """Be an error of botocore's, with the server's parsed answer."""
 
-    def flaky(*args: Any, **more: Any) -> Any:
-        if errors:
-            raise errors.pop(0)
-        return put(*args, **more)
-
-    monkeypatch.setattr(fs, "pipe_file", flaky)
-    assert store.create("a/b", b"x")
-    assert not errors
-    assert store.read("a/b") == b"x"
-
-
-def test_a_create_whose_answer_was_lost_meets_its_own_object(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3.time, "sleep", lambda _: None)
-    fs = store.objects.fs  # type: ignore[attr-defined]
-    put, tries = fs.pipe_file, []
-
-    def lost(*args: Any, **more: Any) -> Any:
-        tries.append(1)
-        result = put(*args, **more)
-        if len(tries) == 1:
-            raise ConnectionResetError("reset after the server had it")
-        return result
-
-    monkeypatch.setattr(fs, "pipe_file", lost)
-    # Not its own creation as far as it can tell: the caller reads the winner back and adopts it.
-    part = Unit(store, "stage", "0" * 64).publish_part("a.bin", b"12345", len)
-    assert len(tries) == 2
-    assert (part.rows, part.size) == (5, 5)
-
-
-def test_an_error_that_stays_is_told_with_its_name(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3.time, "sleep", lambda _: None)
-    fs = store.objects.fs  # type: ignore[attr-defined]
-
-    def always(*_: Any, **__: Any) -> None:
-        raise TimeoutError
-
-    monkeypatch.setattr(fs, "cat_file", always)
-    with pytest.raises(StoreError, match=r"read a/b: still failing after 6 tries \(TimeoutError\)"):
-        store.read("a/b")
+    def __init__(self, code: str, status: int, kind: str = "application/xml") -> None:
+        super().__init__(code)
+        meta = {"HTTPStatusCode": status, "HTTPHeaders": {"content-type": kind}}
+        self.response = {"Error": {"Code": code}, "ResponseMetadata": meta}
 
 
 @pytest.mark.parametrize(
     ("error", "cause", "transient"),
     [
-        (OSError(5, "conflict"), Exception("An error occurred (ConditionalRequestConflict) when calling PutObject"), True),
-        (OSError(16, "SlowDown"), None, True),
+        (OSError(5, "conflict"), AnsweredError("ConditionalRequestConflict", 409), True),
+        (OSError(16, "SlowDown"), AnsweredError("SlowDown", 503), True),
+        (OSError(121, "x"), AnsweredError("SomethingNew", 502), True),
+        (OSError(5, "x"), AnsweredError("502", 502, "text/html"), True),
+        (OSError(38, "x"), AnsweredError("NotImplemented", 501), False),
+        (PermissionError("x"), AnsweredError("ExpiredToken", 400), False),
+        (FileNotFoundError("x"), AnsweredError("404", 404, "text/html"), False),
+        (OSError(22, None), AnsweredError("PreconditionFailed", 412), False),
         (TimeoutError(), None, True),
+        (ConnectionResetError(), None, True),
+        (s3_errors.ShortReadError("x"), None, True),
         (PermissionError("Forbidden"), None, False),
         (FileNotFoundError("NoSuchKey"), None, False),
         (OSError(22, None), None, False),
@@ -179,7 +132,38 @@ def test_an_error_that_stays_is_told_with_its_name(store: Store, monkeypatch: py
 )
 def test_which_errors_are_transient(error: Exception, cause: Exception | None, transient: bool) -> None:
     error.__cause__ = cause
-    assert s3.is_transient(error) is transient
+    assert s3_errors.is_transient(error) is transient
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "words"),
+    [
+        ("ExpiredToken", 400, "have expired; renew"),
+        ("InvalidAccessKeyId", 403, "are not known"),
+        ("403", 403, "access is denied"),
+        ("NoSuchBucket", 404, "no such bucket"),
+        ("301", 301, "another region"),
+        ("RequestTimeTooSkewed", 403, "clock"),
+        ("400", 400, "no reason given"),
+        ("QuotaExceeded", 403, "is refused"),
+    ],
+)
+def test_a_refusal_names_the_next_act_and_the_code(code: str, status: int, words: str) -> None:
+    error = OSError(5, SECRET)
+    error.__cause__ = AnsweredError(code, status)
+    text = s3_errors.refusal(error)
+    assert words in text and f"({code})" in text and SECRET not in text
+
+
+def test_waits_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(retrying.time, "monotonic", lambda: now[0])
+    patience, waits = retrying.Patience(), []
+    while (wait := patience.delay("PutObject of x", "SlowDown", 100.0)) is not None:
+        waits.append(wait)
+        now[0] += wait
+    assert now[0] == pytest.approx(100.0)
+    assert len(waits) > 12 and max(waits) <= retrying.LONGEST_DELAY_S and waits[0] <= 0.2
 
 
 def test_a_missing_bucket_is_wrong_input(store: Store) -> None:

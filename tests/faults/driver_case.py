@@ -18,20 +18,40 @@ SETTINGS = (
     "data.shard_rows=100", "score.scores=[el2n,forgetting]", "proxy.epochs=4", "train.replicates=3", "train.steps=120",
     "proxy.checkpoint_every_s=0", "train.checkpoint_every_s=0", "train.full=false",
 )  # fmt: skip
+# Every stage, and little in each.
+SMALL = (
+    "data.limit=1000", "data.shard_rows=125", "score.scores=[el2n,forgetting]", "proxy.epochs=3", "train.replicates=2",
+    "train.steps=60", "select.arms=[{protocol: exact, score: el2n, alpha: 0.5}]", "proxy.checkpoint_every_s=0",
+    "train.checkpoint_every_s=0", "train.full=false",
+)  # fmt: skip
 
 
 def _default_signals() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def start(store: Path, *settings: str) -> subprocess.Popen[str]:
+def scratch(store: Path) -> Path:
+    """Return the temporary folder of the runs on a store."""
+    return store.parent / f"{store.name}-tmp"
+
+
+def start(
+    store: Path,
+    *more: str,
+    settings: tuple[str, ...] = SETTINGS,
+    config: str = CONFIG,
+    ray: str = "local",
+    uri: str | None = None,
+    variables: dict[str, str] | None = None,
+) -> subprocess.Popen[str]:
     """Start `secateur run` on the store, in a session of its own, with SIGINT as a shell in the foreground leaves it."""
-    sets = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
+    sets = [word for setting in (*settings, *more) for word in ("--set", setting)]
     environment = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "RAY_ADDRESS")}
+    scratch(store).mkdir(parents=True, exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", CONFIG, "--store", str(store), *sets],
+        [sys.executable, "-m", "flows.cli", "run", config, "--store", uri or str(store), "--ray", ray, *sets],
         cwd=ROOT,
-        env=environment,
+        env=environment | {"TMPDIR": str(scratch(store))} | (variables or {}),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -41,7 +61,15 @@ def start(store: Path, *settings: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool], timeout_s: float = 120) -> None:
+def exists(store: Path, pattern: str) -> bool:
+    """Return whether something in the store matches, while others write and delete in it."""
+    try:
+        return next(store.glob(pattern), None) is not None
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool], timeout_s: float = 240) -> None:
     """Wait until something happened in the store, while the run goes on."""
     deadline = time.monotonic() + timeout_s
     while not happened():
@@ -58,6 +86,22 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [driver, *driver.children(recursive=True)]
 
 
+def is_program(process: psutil.Process, name: str) -> bool:
+    """Return whether the process runs a program or script of this name."""
+    try:
+        return any(Path(word).name == name for word in process.cmdline()[:3])
+    except psutil.Error:
+        return False
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Return whether the process is a Ray actor that holds a worker of the pool."""
+    try:
+        return "ray::Host" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
 def assert_gone(processes: list[psutil.Process], within_s: float = 15) -> None:
     """Assert that every process has ended within the time."""
     _, alive = psutil.wait_procs(processes, timeout=within_s)
@@ -72,3 +116,9 @@ def published(store: Path, pattern: str = "stages/*/parts/*") -> dict[str, tuple
         for path in store.glob(pattern)
         if path.is_file()
     }
+
+
+def sealed(store: Path) -> dict[str, bytes]:
+    """Return name -> bytes of every part and every seal."""
+    found = {**published(store), **published(store, "stages/*/seal*.json")}
+    return {name: data for name, (_, _, data) in found.items()}

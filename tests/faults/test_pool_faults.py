@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pool_workers import Dies, Marks
+from pool_workers import Dies, Marks, pause
 
 from cluster.errors import StageError
 from tasks.spec import Resources
@@ -109,3 +110,21 @@ def test_short_items_that_only_waited_at_a_dying_worker_are_not_charged(pool: An
             got.append(result)
     assert len(got) >= 97
     assert len(set(got)) == len(got)
+
+
+def test_all_workers_lost_at_once_while_they_start_are_started_again(pool: Any, tmp_path: Path) -> None:
+    import ray
+
+    def kill_all() -> None:
+        while len(pool._live) < 3:
+            pause(0.001)
+        for handle in list(pool._live):
+            ray.kill(handle, no_restart=True)
+
+    killer = threading.Thread(target=kill_all, daemon=True)
+    killer.start()
+    got = dict(
+        pool.map(partial(Marks, str(tmp_path), 0.05), range(9), label="score", resources=Resources(workers=3, retries=1))
+    )
+    killer.join()
+    assert {index: item for index, (item, _) in got.items()} == {index: index for index in range(9)}

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cluster.errors import InputError
-from flows.deployment import POOL, deploy, load_flow, serve
+from flows.deployment import FLOW, POOL, deploy, load_flow, serve
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,7 +125,7 @@ def test_signal_ends_the_worker_and_its_runs(
 def test_prefect_yaml_says_what_deploy_does() -> None:
     body = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     (deployment,) = body["deployments"]
-    assert deployment["entrypoint"] == "flows.pipeline.prune"
+    assert deployment["entrypoint"] == FLOW == "flows.deployed.prune"
     assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
     assert deployment["work_pool"]["name"] == POOL
     assert set(deployment["parameters"]) == {"config", "store", "ray"}

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import CorruptError, InputError, StageError
+from cluster.errors import CorruptError, InputError, ItemsError, StageError
 from flows.api_link import LINK
 from flows.artifacts import ProgressArtifacts, artifact_key, publish_markdown, publish_table
+from flows.signals import Interrupted, interruptible
 from flows.stage_task import in_flow_run, run_flow, stage_task
 
 
@@ -97,7 +98,9 @@ def test_failures_are_tried_again_and_results_are_handed_over_as_they_are(prefec
     assert body.calls == 2
 
 
-@pytest.mark.parametrize("error", [InputError("wrong label"), CorruptError("part was changed")])
+@pytest.mark.parametrize(
+    "error", [InputError("wrong label"), CorruptError("part was changed"), ItemsError("1 of 7 items failed")]
+)
 def test_hopeless_errors_come_out_at_once_and_unwrapped(prefect_url: str, error: Exception) -> None:
     body = Flaky(9, error)
     with pytest.raises(type(error)) as caught:
@@ -151,6 +154,22 @@ def test_without_a_flow_run_the_function_is_called_plainly() -> None:
     with pytest.raises(OSError, match="away"):
         stage_task(body.__call__, name="plain", retries=1, retry_delay_s=0.01)()
     assert body.calls == 2
+
+
+def test_an_interrupt_that_compiled_code_made_a_failure_of_is_not_tried_again(prefect_url: str) -> None:
+    calls: list[int] = []
+
+    def stage() -> None:
+        calls.append(1)
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as stop:
+            # What Ray's own code may do.
+            raise SystemError("returned a result with an exception set") from stop
+
+    with interruptible(), pytest.raises(Interrupted):
+        in_flow(stage_task(stage, name="swallowed", retry_delay_s=0.01))
+    assert len(calls) == 1
 
 
 def test_wrong_parameters_of_a_flow_are_not_a_lost_api(prefect_url: str) -> None:
