@@ -27,5 +27,14 @@ class StoreError(SecateurError):
     """Signal that the object store refused, or could not do, what was asked."""
 
 
+class StoreRefusedError(StoreError):
+    """Signal that the store refuses and would refuse again: credentials, rights, bucket or endpoint are wrong.
+
+    Wrong input (exit code 2) where a command meets it; in the middle of a run the run fails (1) and can be resumed.
+    """
+
+    exit_code = 2
+
+
 class CorruptError(StoreError):
     """Signal that a stored object is not what its seal, key or footer says it is."""

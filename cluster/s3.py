@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from cluster.errors import CorruptError
+from cluster.errors import CorruptError, StoreRefusedError
 from cluster.fingerprint import KEY_CHARS, sha256
-from cluster.s3_errors import StoreRefusedError, code_of
+from cluster.s3_errors import code_of
 
 # A single PUT is create-only, a multipart upload overwrites in silence on some servers. S3 takes 5 GiB in one PUT; one that
 # breaks off is sent again whole, which above this costs too much.

@@ -8,15 +8,6 @@ from typing import Any
 from cluster.errors import StoreError
 
 
-class StoreRefusedError(StoreError):
-    """Signal that the store refuses and would refuse again: credentials, rights, bucket or endpoint are wrong.
-
-    Wrong input (exit code 2) where a command meets it; in the middle of a run the run fails (1) and can be resumed.
-    """
-
-    exit_code = 2
-
-
 class ShortReadError(OSError):
     """Signal that a reply held other bytes than it announced."""
 

@@ -15,11 +15,10 @@ import s3fs
 from fsspec.asyn import sync_wrapper
 
 from cluster import retrying
-from cluster.errors import StoreError
+from cluster.errors import StoreError, StoreRefusedError
 from cluster.s3_errors import (
     NO_S3,
     ShortReadError,
-    StoreRefusedError,
     answer_of,
     code_of,
     is_absent,

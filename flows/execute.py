@@ -45,8 +45,10 @@ def finished_results(plan: Plan, store: Store) -> dict[str, Any] | None:
 
     Raises InputError or StageError where what was left out is more than this configuration allows.
     """
+    # Before anything starts: a seal that makes no sense is told of at once.
+    states = find_states(plan, store)
     results = read_results(store, plan.run_name)
-    if results is None or any(state.left for state in find_states(plan, store)):
+    if results is None or any(state.left for state in states):
         return None
     check_budgets(plan, store)
     return results

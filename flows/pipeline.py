@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import math
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import flow
 
 from cluster.errors import InputError
-from cluster.fingerprint import canonical_json
 from cluster.record import Seal
 from cluster.redaction import scrub_error
+from cluster.scratch import owned_folder
 from cluster.session import RaySession
 from cluster.storage import Store
 from flows.artifacts import publish_table
@@ -74,11 +70,11 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
     run = parse_config(config)
     plan = make_plan(run)
     place = Store(store)
-    place.check_writable()
+    found = place.check_writable()
     states = {state.stage: state for state in find_states(plan, place)}
     with (
-        tempfile.TemporaryDirectory(prefix="secateur-run-") as scratch,
-        RaySession(ray, run.code, Path(scratch)) as session,
+        owned_folder("run") as scratch,
+        RaySession(ray, run.code, scratch) as session,
         Progress() as progress,
     ):
         guard = current_guard()
@@ -99,7 +95,7 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
             own = merge(merge_inputs(plan, index, None), place, pool)
             check_columns(run, own)
         record_run(plan, place)
-        with Attempt(place, plan.run_name, versions()) as attempt:
+        with Attempt(place, plan.run_name, versions(), facts=found.facts) as attempt:
             clock.attempt = attempt
 
             with clock.stage("proxy"):
@@ -187,9 +183,6 @@ def score_inputs(plan: Plan, index: Seal, proxies: list[Seal]) -> ScoreInputs:
 def merge_inputs(plan: Plan, index: Seal, scores: Seal | None) -> MergeInputs:
     """Return what the merge stage reads: the scores computed, or the user's own."""
     run = plan.config
-    if scores is not None:
-        # As the store has them: merge writes their facts into its parts in this order, resumed or not.
-        scores = dataclasses.replace(scores, meta=json.loads(canonical_json(scores.meta, "score facts")))
     return MergeInputs(
         run.data, index, scores, run.scores, plan.scores_digest, run.scores_id_column, run.select.resources
     )

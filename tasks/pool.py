@@ -79,7 +79,7 @@ class SerialPool:
         done: int = 0,
     ) -> Iterator[tuple[int, Any]]:
         """Yield (index, result) in the order of the items."""
-        from cluster.errors import SecateurError, StageError
+        from cluster.errors import ItemsError, SecateurError
 
         if not items:
             return
@@ -98,7 +98,7 @@ class SerialPool:
             yield index, result
         if failures:
             causes = "; ".join(f"{item}: {type(error).__name__}: {error}" for item, error in failures[:5])
-            raise StageError(
+            raise ItemsError(
                 f"{label}: {len(failures)} of {len(items)} items failed ({causes}); the others are committed. "
                 "Mend the cause and run again"
             ) from failures[0][1]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import CorruptError
 from cluster.fingerprint import sha256
 from cluster.record import Part, Parts, Seal, Unit, read_part
+from cluster.redaction import scrub
 from tasks.sources.protocol import BAD_LABEL, NON_FINITE_FEATURE, UNDECODABLE, WRONG_SHAPE
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def plain_message(error: BaseException) -> str:
     line = " ".join(str(error).split())
     line = re.sub(r" ?<[^<>]* at 0x[0-9a-fA-F]+>", "", line)
     line = re.sub(r"0x[0-9a-fA-F]{6,}", "0x", line)
-    return f"{type(error).__name__}: {line}"[:MESSAGE_CHARS]
+    return scrub(f"{type(error).__name__}: {line}")[:MESSAGE_CHARS]
 
 
 def publish_quarantine(unit: Unit, key: str, name: str, bad: Sequence[BadExample]) -> tuple[Part | None, dict[str, Any]]:

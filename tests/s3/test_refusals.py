@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import storage
-from cluster.errors import InputError
-from cluster.s3_errors import StoreRefusedError
+from cluster.errors import InputError, StoreRefusedError
 from cluster.storage import Store, filesystem
 from flows import cli
 from tests.s3.gateway import ACCESS, SECRET
