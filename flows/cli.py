@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import traceback
 from typing import Annotated, Any, NoReturn, TextIO, cast
@@ -205,10 +206,11 @@ class DiscreetStream:
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
-    """Print one line on standard error and end."""
-    line = " ".join(message.split())
+    """Print one message on standard error and end: one line, and below it the rows of a table, which are indented."""
+    first, *rows = re.split(r"\n(?=  \S)", message.rstrip())
+    text = "\n".join([" ".join(first.split()), *("".join(c if c.isprintable() else " " for c in row) for row in rows)])
     # Text that came from data may hold what UTF-8 cannot.
-    print(f"secateur: {line.encode(errors='backslashreplace').decode()}", file=sys.stderr)
+    print(f"secateur: {text.encode(errors='backslashreplace').decode()}", file=sys.stderr)
     sys.exit(exit_code)
 
 

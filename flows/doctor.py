@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from cluster.errors import StoreError
 from cluster.storage import Store
@@ -55,14 +54,11 @@ def _create_only(uri: str) -> str:
 def _ray(address: str) -> str:
     if address == "local":
         return f"would start here with {os.cpu_count()} CPUs"
+    from cluster.capacity import describe
     from cluster.session import RaySession
 
     with RaySession(address):
-        import ray
-
-        cluster: Any = ray
-        nodes, found = [node for node in cluster.nodes() if node["Alive"]], cluster.cluster_resources()
-    return f"{address} has {len(nodes)} nodes, {found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs"
+        return f"{address} has {describe()}"
 
 
 def _prefect() -> str:

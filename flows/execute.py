@@ -82,4 +82,6 @@ def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict
         except InputError:
             raise
         except SecateurError as error:
-            raise StageError(f"{error}; go on with: {again}") from error
+            # A row of its own below a table of causes.
+            joint = "\n  " if "\n" in str(error) else "; "
+            raise StageError(f"{error}{joint}go on with: {again}") from error
