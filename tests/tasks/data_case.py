@@ -97,3 +97,8 @@ def write_idx(
 def pictures(rows: int, seed: int = 0, side: int = 5) -> np.ndarray[Any, Any]:
     """Return (rows, side, side) uint8."""
     return np.random.default_rng(seed).integers(0, 256, (rows, side, side), dtype=np.uint8)
+
+
+def own(tmp_path: Path, **columns: Any) -> DataSpec:
+    write_parquet(tmp_path / "bad.parquet", **columns)
+    return DataSpec(source="parquet", train=str(tmp_path / "bad.parquet"), shard_rows=25)
