@@ -55,8 +55,11 @@ def _ray(address: str) -> str:
     if address == "local":
         return f"would start here with {os.cpu_count()} CPUs"
     from cluster.capacity import describe
-    from cluster.session import RaySession
+    from cluster.session import RaySession, probe
 
+    if address != "auto":
+        # A process that has a Ray session already would answer for itself.
+        probe(address)
     with RaySession(address):
         return f"{address} has {describe()}"
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from train_loops import STEPS, Job, loop
 
-from cluster.errors import InputError, StageError
+from cluster.errors import InputError, ItemsError, StageError
 from tasks.spec import Resources
 
 HERE = str(Path(__file__).parent)
@@ -51,7 +51,7 @@ def test_two_workers_whose_first_dies_once_go_on_where_they_were(make: Callable[
     ("wrong", "error", "words"),
     [
         ("input", InputError, r"^labels are wrong"),
-        ("value", StageError, r"training failed .*rank 1: ValueError: bad row 17"),
+        ("value", ItemsError, r"training failed .*rank 1: ValueError: bad row 17"),
     ],
 )
 def test_an_error_of_the_loop_is_not_tried_again(
