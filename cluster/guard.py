@@ -73,7 +73,8 @@ def main(folder: str, driver: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     farewell, died = watch()
     if farewell:
-        cause = f"Ray's {died} died, and Ray ended this process with it" if died else "this process ended without cleaning up"
+        # Which of the two was first cannot be told: the kernel ends the daemons of a killed driver before all of it is gone.
+        cause = f"Ray's {died} died, and this process ended with it" if died else "this process ended without cleaning up"
         with contextlib.suppress(OSError):
             sys.stderr.write(f"secateur: {cause}; {farewell}\n")
             sys.stderr.flush()

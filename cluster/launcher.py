@@ -13,10 +13,11 @@ from typing import Any
 import ray
 from ray import exceptions as ray_errors
 
-from cluster.capacity import check_fits, check_shape
+from cluster.capacity import check_fits
 from cluster.code import add_code_dirs
 from cluster.errors import ItemsError, SecateurError, StageError
 from cluster.host import portable
+from cluster.shape import check_shape
 
 TICK_SECONDS = 1.0
 

@@ -15,9 +15,10 @@ from typing import Any
 import ray
 from ray import exceptions as ray_errors
 
-from cluster.capacity import Shape, check_fits, check_shape, describe, slots_at_most
+from cluster.capacity import check_fits, describe, slots_at_most
 from cluster.errors import ItemsError, SecateurError, StageError
 from cluster.host import Outcome, dump, new_host
+from cluster.shape import Shape, check_shape
 
 # One item is computed while the next is loaded; a host works on no more. Where items are so short that the way there and
 # back would leave it idle, more wait at it, FLIGHT_SECONDS worth of them.

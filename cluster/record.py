@@ -164,6 +164,8 @@ class Unit:
             seal = Seal.from_bytes(self.store.read(name), self.store.url(name))
         except FileNotFoundError:
             return None
+        except IsADirectoryError as error:
+            raise CorruptError(f"seal {self.store.url(name)} is a folder: something else writes into this store") from error
         if seal.key != self.key or seal.stage != self.stage:
             where = self.store.url(name)
             raise CorruptError(f"seal {where} is of {seal.stage} {seal.key}, not {self.stage} {self.key}")

@@ -46,6 +46,17 @@ _ASSIGNED = re.compile(
 )
 
 
+_NAMES = re.compile(
+    r"(?i)(?:^|[_-])(?:passw(?:or)?d|passphrase|secret|api[_-]?key|access[_-]?key|private[_-]?key|credentials?|"
+    r"(?:auth|access|api|bearer|session|refresh)[_-]?token)\Z|\Atoken\Z"
+)
+
+
+def names_secret(name: str) -> bool:
+    """Return whether a setting of this name holds a secret: `password`, not `pad_token`."""
+    return _NAMES.search(name) is not None
+
+
 def is_secret(name: str) -> bool:
     """Return whether an environment variable of this name is likely to hold a secret."""
     # TOKENIZERS_PARALLELISM and MAX_TOKENS hold none.

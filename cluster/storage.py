@@ -113,8 +113,11 @@ class FileObjects:
     def replace(self, name: str, data: bytes) -> None:
         final = self.root / name
         scratch = self._scratch(data)
-        self._make_folder(final.parent)
-        scratch.replace(final)
+        try:
+            self._make_folder(final.parent)
+            scratch.replace(final)
+        finally:
+            scratch.unlink(missing_ok=True)
         self._sync_folder(final.parent)
 
     def read(self, name: str) -> bytes:
@@ -157,7 +160,7 @@ class Store:
             if not re.match(r"s3://[A-Za-z0-9][A-Za-z0-9.-]{2,}(/|\Z)", self.uri):
                 raise InputError(f"store {uri!r} names no bucket; write s3://BUCKET/PREFIX")
             self.objects = S3Objects(self.uri)
-        elif "://" in uri and not uri.startswith("file://"):
+        elif re.match(r"[A-Za-z0-9+]+:/", uri) and not uri.startswith("file://"):
             raise InputError(f"store {uri!r}: its scheme is not known; use a folder, file:// or s3://BUCKET/PREFIX")
         else:
             path = Path(uri.removeprefix("file://")).absolute()

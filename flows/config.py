@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError, field_validator, model_validato
 
 from cluster.errors import InputError
 from cluster.fingerprint import canonical_json
-from cluster.redaction import find_secret, scrub
+from cluster.redaction import find_secret, names_secret, scrub
 from flows.config_text import check_size, expand, override, read_yaml
 from tasks import recipes
 from tasks.imports import nearest
@@ -226,13 +226,18 @@ def _refuse_secrets(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         for name, item in value.items():
             _refuse_secrets(name, where)
+            if isinstance(name, str) and isinstance(item, str) and item and names_secret(name):
+                raise InputError(
+                    f"{where}: {name!r} is by its name a secret, and settings are recorded in the store; leave it out, "
+                    "your code finds it in the environment"
+                )
             _refuse_secrets(item, f"{where}: {name}" if isinstance(name, str) else where)
     elif isinstance(value, list | tuple):
         for item in value:
             _refuse_secrets(item, where)
     elif isinstance(value, str) and (found := find_secret(value)) is not None:
         raise InputError(
-            f"{where} holds {found}: settings are recorded in the store; leave it out, credentials come from the "
+            f"{where} holds {found}, and settings are recorded in the store; leave it out, credentials come from the "
             "environment or the machine"
         )
 

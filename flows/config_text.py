@@ -107,8 +107,8 @@ def expand(value: Any, where: str) -> Any:
     def put(match: re.Match[str]) -> str:
         if is_secret(match[1]):
             raise InputError(
-                f"{where} asks for ${{{match[1]}}}, which by its name is a secret: settings are recorded in the store; leave it "
-                "in the environment, where what needs it finds it"
+                f"{where} asks for ${{{match[1]}}}, which by its name is a secret, and settings are recorded in the store; "
+                "leave it in the environment, where what needs it finds it"
             )
         found = os.environ.get(match[1], match[2])
         if found is None:

@@ -7,13 +7,14 @@ import shlex
 import sys
 from typing import Any
 
-from cluster.errors import InputError, SecateurError, StageError
+from cluster.errors import CorruptError, InputError, SecateurError, StageError
 from cluster.scratch import owned_folder, sweep
 from cluster.session import set_farewell
 from cluster.storage import Store
 from flows.budgets import check_budgets
 from flows.config import RunConfig
 from flows.plan import Plan, find_states, make_plan
+from flows.runs import record_run
 from flows.show import print_outcome
 from tasks.report.publish import read_results
 
@@ -28,6 +29,10 @@ def execute(config: RunConfig, store_uri: str, ray: str, as_json: bool) -> None:
     plan = make_plan(config)
     finished = finished_results(plan, store)
     if finished is not None:
+        if not store.exists(f"runs/{plan.run_name}/run.json"):
+            # It was lost or taken away: without it no other command knows the run.
+            record_run(plan, store)
+            print(f"run.json of {plan.run_name} was gone; the run is recorded anew", file=sys.stderr)
         print(f"run {plan.run_name} is finished; its results are in the store", file=sys.stderr)
         print_outcome(finished, store, as_json)
         return
@@ -84,4 +89,6 @@ def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict
         except SecateurError as error:
             # A row of its own below a table of causes.
             joint = "\n  " if "\n" in str(error) else "; "
+            if isinstance(error, CorruptError):
+                joint += f"mend it with: secateur verify {plan.run_name} --store {shlex.quote(store.uri)} --heal, then "
             raise StageError(f"{error}{joint}go on with: {again}") from error

@@ -48,6 +48,8 @@ def list_runs(store: Store) -> list[str]:
 
 def find_run(run: str, store: Store) -> str:
     """Return the full name of the run that `run` names, in whole or by an unambiguous start. Raises InputError."""
+    if not run:
+        raise InputError("RUN is empty; name a run, or its start")
     names = list_runs(store)
     if run in names:
         return run
@@ -56,6 +58,9 @@ def find_run(run: str, store: Store) -> str:
         return found[0]
     if found:
         raise InputError(f"run {run!r} is the start of {len(found)} runs in {store.uri}: {', '.join(found)}; name one")
+    lost = sorted({name.split("/")[1] for name in store.list("runs") if name.split("/")[1].startswith(run)})
+    if lost:
+        raise InputError(f"run {lost[0]} in {store.uri} has lost its run.json; `secateur run CONFIG` records it anew")
     hint = nearest(run, names) if names else "it holds no run"
     raise InputError(f"no run {run!r} in {store.uri}; {hint}; name the store with --store or SECATEUR_STORE")
 

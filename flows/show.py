@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -141,6 +142,8 @@ def run_select(
     """Select from any score table and print a summary."""
     from tasks.standalone import select_file
 
+    if re.search(r"(?:^|/)(?:stages/[a-z]+|runs/[^/]+)-[0-9a-f]{12}/", out):
+        raise InputError(f"--out {out} lies in a store, whose objects are written once; name a place outside it")
     summary = select_file(
         scores, score=score, direction=direction, keep=keep, protocol=protocol, alpha=alpha,
         params=parse_params(params), seed=seed, id_column=id_column, by=by, out=out, missing=missing,

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cluster.shape import check_shape
+
 
 def setting(default: Any, *, doc: str, identity: bool, **rules: Any) -> Any:
     """Declare a field of a Spec: documented, and marked as part of the key (identity) or as how the work is run."""
@@ -83,6 +85,11 @@ class Resources(Spec):
     cpus: float = setting(1.0, identity=False, gt=0, doc="CPU slots a worker takes.")
     gpus: float = setting(0.0, identity=False, ge=0, doc="GPUs a worker takes; a fraction must divide 1 evenly.")
     retries: int = setting(3, identity=False, ge=0, doc="Times an item is tried again after its worker or node died.")
+
+    @model_validator(mode="after")
+    def _schedulable(self) -> Resources:
+        check_shape(self.cpus, self.gpus)
+        return self
 
 
 class Numerics(Spec):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 from cluster.errors import CorruptError
@@ -33,7 +34,7 @@ def write_report(store: Store, run_name: str, results: dict[str, Any], page: Pag
 
 def read_results(store: Store, run_name: str) -> dict[str, Any] | None:
     """Return results.json of a complete report, None where there is none. Raises CorruptError against its seal."""
-    again = f"write it again with `secateur report {run_name}`"
+    again = f"write it again with `secateur report {run_name} --store {shlex.quote(store.uri)}`"
     try:
         sealed = store.read(report_name(run_name, "seal.json"))
         data = store.read(report_name(run_name, "results.json"))

@@ -60,7 +60,7 @@ class SelectionSpec(Spec):
         info = protocol_info(self.protocol)
         if info.fixed_alpha is None:
             if self.alpha is None:
-                raise InputError(f"protocol {self.protocol} needs alpha, the share of signal in [0, 1]; give alpha")
+                raise InputError(f"protocol {self.protocol} needs alpha, the share of signal in [0, 1]; give alpha (--alpha)")
         elif self.alpha not in (None, info.fixed_alpha):
             raise InputError(
                 f"protocol {self.protocol} with alpha {self.alpha:g}: its alpha is always {info.fixed_alpha:g}; leave "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.capacity import Shape, check_shape, fitting
+from cluster.capacity import fitting
 from cluster.errors import InputError
+from cluster.shape import Shape, check_shape
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["run", QUICKSTART, "--ray", "127.0.0.1:1"], "127.0.0.1:1"),
         (["run", QUICKSTART, "--store", "/proc/no"], "cannot be written"),
         (["run", QUICKSTART, "--store", "gopher://x"], "scheme"),
+        (["run", QUICKSTART, "--store", "s3:/bucket"], "scheme"),
+        (["run", QUICKSTART, "--set", "train.resources.gpus=0.3"], "divide 1"),
+        (["run", QUICKSTART, "--set", "proxy.recipe={loss: {use: 'um:loss', args: {db_password: hunter2x}}}"], "'db_password'"),
         (["resume", "nothing"], "no run 'nothing'"),
         (["show", "nothing"], "no run 'nothing'"),
         (["plan", QUICKSTART, "--set", "seed=x"], "seed"),
@@ -108,6 +111,13 @@ def test_a_finished_run_is_shown_without_ray_or_prefect(
     assert document["changed"] == ["select", "train"]
     code, out, _ = command(monkeypatch, capsys, "status", "--store", str(store), "--json")
     assert code == 0 and json.loads(out)[0]["run"] == plan.run_name
+    record = store / "runs" / plan.run_name / "run.json"
+    data = record.read_bytes()
+    record.unlink()
+    code, _, error = command(monkeypatch, capsys, "verify", plan.run_name, "--store", str(store))
+    assert code == 2 and "has lost its run.json" in error
+    code, _, error = command(monkeypatch, capsys, "run", QUICKSTART, "--store", str(store), *sets)
+    assert code == 0 and "recorded anew" in error and record.read_bytes() == data
 
 
 @pytest.mark.parametrize("words", [["--help"], ["plan", QUICKSTART, "--store", "STORE"]])
@@ -176,3 +186,18 @@ def test_a_fault_of_user_code_is_told_without_secrets(
     monkeypatch.setattr("flows.show.show_status", fault)
     code, out, error = command(monkeypatch, capsys, "status")
     assert code == 1 and out == "" and "hunter2" not in error and "RuntimeError: cannot reach https://<credentials>@host" in error
+
+
+@pytest.mark.parametrize("name", ["stages/score-0123456789ab/parts/a.parquet", "runs/tiny-0123456789ab/out.parquet"])
+def test_a_selection_is_not_written_into_a_store(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"id": np.arange(9), "s": np.arange(9.0)}), tmp_path / "scores.parquet")
+    words = ["--score", "s", "--direction", "high", "--keep", "0.3", "--alpha", "0.5", "--out", str(tmp_path / name)]
+    code, _, error = command(monkeypatch, capsys, "select", str(tmp_path / "scores.parquet"), *words)
+    assert code == 2 and "lies in a store" in error and not (tmp_path / name).parent.exists()
+
+
+def test_an_empty_run_is_no_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, error = command(monkeypatch, capsys, "verify", "", "--recompute", "--store", str(tmp_path))
+    assert code == 2 and "RUN is empty" in error
