@@ -209,10 +209,16 @@ def _raise_own(error: BaseException, name: str, timeout_s: float | None) -> NoRe
 
 
 def _prefect_failed(error: BaseException) -> bool:
-    """Return whether `error`, which is not the body's own, comes of an API that is lost or fails."""
-    import httpx
+    """Return whether `error`, which is not the body's own, comes of an API that is lost or fails.
 
-    return isinstance(error, httpx.HTTPError) or not LINK.alive()
+    Prefect wraps some of what its API answers, a 503 to its question for a concurrency slot say, in errors of its own.
+    """
+    import httpx
+    from prefect.exceptions import ParameterBindError, ParameterTypeError, SignatureMismatchError
+
+    if isinstance(error, ParameterBindError | ParameterTypeError | SignatureMismatchError):
+        return False
+    return isinstance(error, httpx.HTTPError) or type(error).__module__.startswith("prefect.") or not LINK.alive()
 
 
 def _as_interrupt(error: BaseException) -> BaseException:

@@ -186,6 +186,23 @@ def test_wrong_parameters_of_a_flow_are_not_a_lost_api(prefect_url: str) -> None
     assert LINK.lost is None
 
 
+def test_a_stage_goes_on_where_prefect_itself_fails(prefect_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from prefect.concurrency._asyncio import ConcurrencySlotAcquisitionError
+
+    def body() -> int:
+        # What the engine raises around a stage, before it calls it, where the API answers its first question with 503.
+        run = stage_task(lambda: 7, name="score")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("prefect.task_engine._concurrency", _refuse)
+            return run()
+
+    def _refuse(*_: Any, **__: Any) -> Any:
+        raise ConcurrencySlotAcquisitionError("Unable to acquire concurrency slots on ['tag:score']: 503")
+
+    assert in_flow(body) == 7
+    assert LINK.lost is not None and "503" in LINK.lost
+
+
 def test_artifacts(prefect_url: str) -> None:
     from prefect.artifacts import Artifact
 
