@@ -143,7 +143,6 @@ class Campaign:
     chance: random.Random
     totals: Counter[str]
     expected: dict[str, str]
-    counts: Counter[str]
     outage: Any = None
     kills: list[Kill] = field(default_factory=list)
     starts: int = 0
@@ -212,10 +211,7 @@ class Campaign:
             time.sleep(0.02)
         if not found:
             return
-        # Of what was killed least so far: thirty kills reach every kind several times.
-        least = min(self.counts[kind] for kind in found)
-        what = self.chance.choice(sorted(kind for kind in found if self.counts[kind] == least))
-        self.counts[what] += 1
+        what = "object store" if self.outage is not None and self.chance.random() < 0.5 else self.chance.choice(sorted(found))
         committed = self.view.objects(matching(self.view.names(), *SEALED))
         kill = Kill(number, f"{self.number} ({'S3' if self.outage else 'folder'})", stage, what, committed)
         self.kills.append(kill)
@@ -340,13 +336,12 @@ def main() -> int:
         cluster = RayCluster()
         stack.callback(cluster.close)
         number = 0
-        counts: Counter[str] = Counter()
         while len(kills) < arguments.kills:
             number += 1
             on_s3 = own is not None and number % 2 == 0
             folder = root / f"run{number}"
             view: View = Bucket(own.url, f"chaos-{number}") if on_s3 else Folder(folder / "store")
-            campaign = Campaign(number, folder, view, cluster, chance, totals, expected, counts, own if on_s3 else None)
+            campaign = Campaign(number, folder, view, cluster, chance, totals, expected, own if on_s3 else None)
             digests.append(campaign.run(len(kills) + 1, arguments.kills - len(kills)))
             kills += campaign.kills
             assert number < arguments.kills, "runs end before anything can be killed"
