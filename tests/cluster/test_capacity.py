@@ -7,6 +7,7 @@ import pytest
 from cluster.capacity import fitting
 from cluster.errors import InputError
 from cluster.shape import Shape, check_shape
+from tasks.spec import Resources
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,16 @@ def test_shares_that_divide_one(share: float) -> None:
 def test_shares_that_leave_a_rest(share: float, hint: str) -> None:
     with pytest.raises(InputError, match=hint):
         check_shape(1, share)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"gpus": 0.4}, "divide 1 evenly: use 0.333333 or 0.5"),
+        ({"gpus": 1.5}, "gpus is 1.5; above 1 it must be a whole number"),
+        ({"cpus": 2.5}, "cpus is 2.5; above 1 it must be a whole number"),
+    ],
+)
+def test_what_no_cluster_can_schedule_is_refused_when_it_is_said(fields: dict[str, float], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Resources.model_validate(fields)
