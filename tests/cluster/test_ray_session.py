@@ -60,6 +60,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
+def _words(pid: int) -> str:
+    try:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _all_gone(pids: list[int], seconds: float) -> bool:
     until = time.monotonic() + seconds
     for pid in pids:
@@ -125,7 +132,7 @@ def test_ray_dies_with_a_killed_driver(start: Callable[..., subprocess.Popen[str
     line = process.stdout.readline()
     assert line, process.communicate()[1]
     pids = json.loads(line)
-    names = " ".join(" ".join(psutil.Process(pid).cmdline()) for pid in pids)
+    names = " ".join(_words(pid) for pid in pids)
     assert "gcs_server" in names
     assert "raylet" in names
     assert "Host" in names
@@ -148,7 +155,13 @@ def test_an_interrupt_of_the_whole_group_leaves_time_to_clean_up(start: Callable
                 for _ in results:
                     pass
             except KeyboardInterrupt:
-                names = [" ".join(psutil.Process(pid).cmdline()) for pid in children()]
+                names = []
+                for pid in children():
+                    try:
+                        names.append(" ".join(psutil.Process(pid).cmdline()))
+                    except psutil.NoSuchProcess:
+                        # A worker, which the interrupt has ended.
+                        continue
                 up = [any(word in name for name in names) for word in ("gcs_server", "raylet")]
                 print(json.dumps(up), flush=True)
         print("closed")

@@ -94,19 +94,24 @@ def is_program(process: psutil.Process, name: str) -> bool:
         return False
 
 
+def words(process: psutil.Process) -> str:
+    """Return the command line of a process, nothing where it has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def is_worker(process: psutil.Process) -> bool:
     """Return whether the process is a Ray actor that holds a worker of the pool."""
-    try:
-        return "ray::Host" in " ".join(process.cmdline())
-    except psutil.Error:
-        return False
+    return "ray::Host" in words(process)
 
 
 def assert_gone(processes: list[psutil.Process], within_s: float = 15) -> None:
     """Assert that every process has ended within the time."""
     _, alive = psutil.wait_procs(processes, timeout=within_s)
     left = [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    assert not left, [process.cmdline()[:4] for process in left]
+    assert not left, [words(process)[:200] for process in left]
 
 
 def published(store: Path, pattern: str = "stages/*/parts/*") -> dict[str, tuple[int, int, bytes]]:

@@ -85,7 +85,7 @@ def test_cancelled_through_the_api_stops_the_work_and_exits_143(
         wait_until(lambda: case.exists(store, "stages/proxy-*/work/**/*.pt"), 150, told)
         workers = [
             child for child in psutil.Process(process.pid).children(recursive=True)
-            if any(word in " ".join(child.cmdline()) for word in ("ray::", "raylet", "gcs_server", "prefect.engine"))
+            if any(word in case.words(child) for word in ("ray::", "raylet", "gcs_server", "prefect.engine"))
         ]  # fmt: skip
         assert len(workers) > 3
         client.set_flow_run_state(run.id, Cancelling(), force=True)
