@@ -43,14 +43,22 @@ for client in (httpx.AsyncClient, httpx.Client):
         return wrapped
     client.send = counted()
 
+import flows.pipeline
 from flows.config import load_config
 from flows.execute import execute
+
+peaks = {}
+def noted(self, name, *timing, record=flows.pipeline.Clock.record):
+    peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    record(self, name, *timing)
+flows.pipeline.Clock.record = noted
 
 start = time.monotonic()
 sys.stdout = sys.stderr
 execute(load_config(sys.argv[1], ()), sys.argv[2], "local", False)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"peak_kib": peak, "calls": len(calls), "seconds": time.monotonic() - start}), file=sys.__stdout__)
+found = {"peak_kib": peak, "peaks_kib": peaks, "calls": len(calls), "seconds": time.monotonic() - start}
+print(json.dumps(found), file=sys.__stdout__)
 """
 
 
@@ -65,7 +73,8 @@ def make_data(folder: Path, shards: int) -> None:
 
 
 def measure(shards: int) -> dict[str, Any]:
-    """Return peak_kib of the driver, HTTP calls to Prefect, seconds, and the stages' times of a fresh run."""
+    """Return peak_kib of the driver, its peaks_kib up to the end of each stage, HTTP calls to Prefect, seconds, and the
+    stages' times of a fresh run."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder, shards)
@@ -96,6 +105,9 @@ def main() -> None:
     more = arguments.many - arguments.few
     print(f"a shard adds {(many['peak_kib'] - few['peak_kib']) * 1024 / more:.0f} bytes to the driver's peak and "
           f"{(many['calls'] - few['calls']) / more:.4f} calls")
+    # The report reads in libraries of 50 MiB, which take what memory the stages before it left free.
+    grown = {name: (peak - few["peaks_kib"][name]) * 1024 / more for name, peak in many["peaks_kib"].items()}
+    print("by the end of each stage: " + ", ".join(f"{name} {bytes_:.0f}" for name, bytes_ in grown.items()))
 
 
 if __name__ == "__main__":

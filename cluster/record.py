@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -28,13 +29,16 @@ class Part:
 
 
 class Parts(Sequence[Part]):
-    """Hold many parts in some 120 bytes each, where as objects they take 400: drivers keep seals of 10,000 shards."""
+    """Hold many parts in some 75 bytes each, where as objects they take 400: drivers keep seals of 10,000 shards."""
 
-    __slots__ = ("_ends", "_names", "_rows", "_sha256", "_sizes")
+    __slots__ = ("_begin", "_ends", "_folders", "_names", "_rows", "_sha256", "_sizes")
 
     def __init__(self, parts: Iterable[Part] = ()) -> None:
         self._names, self._sha256 = bytearray(), bytearray()
-        self._ends, self._rows, self._sizes = array("Q"), array("Q"), array("Q")
+        self._ends, self._rows, self._sizes = array("I"), array("Q"), array("Q")
+        # The parts of a seal are in one folder: `_names` holds the last names alone, `_begin` where each folder begins.
+        self._folders: list[str] = []
+        self._begin = array("I")
         for part in parts:
             self.append(part)
 
@@ -45,7 +49,11 @@ class Parts(Sequence[Part]):
             raise ValueError(f"sha256 of part {part.name!r} is {part.sha256!r}, not 64 lower-case hexadecimal digits")
         self._rows.append(part.rows)
         self._sizes.append(part.size)
-        self._names += part.name.encode()
+        at = part.name.rfind("/") + 1
+        if not self._folders or self._folders[-1] != part.name[:at]:
+            self._folders.append(part.name[:at])
+            self._begin.append(len(self._ends))
+        self._names += part.name[at:].encode()
         self._ends.append(len(self._names))
         self._sha256 += digest
 
@@ -58,6 +66,7 @@ class Parts(Sequence[Part]):
             return Parts(self[at] for at in range(*index.indices(len(self))))
         at = range(len(self))[index]
         name = self._names[self._ends[at - 1] if at else 0 : self._ends[at]].decode()
+        name = self._folders[bisect_right(self._begin, at) - 1] + name
         return Part(name, self._rows[at], self._sizes[at], self._sha256[32 * at : 32 * at + 32].hex())
 
     def __len__(self) -> int:
@@ -67,13 +76,32 @@ class Parts(Sequence[Part]):
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
 
     def __hash__(self) -> int:
-        return hash((bytes(self._names), bytes(self._sha256)))
+        return hash(bytes(self._sha256))
 
     def __repr__(self) -> str:
         return f"Parts({list(self)!r})"
 
 
 _HEAD = b'{"digest":"'
+_PARTS = b'"parts":['
+# A JSON object of plain values.
+_PART = re.compile(rb'\{(?:[^"{}]|"(?:[^"\\]|\\.)*")*\}')
+
+
+def _read_body(data: bytes) -> tuple[dict[str, Any], Parts]:
+    """Return a seal's fields but its parts, and these, read one at a time: as one JSON value they take 1 KB each."""
+    # No text in JSON holds these bytes, its quotes being escaped, and what stands last is the seal's own list.
+    start = at = data.rfind(_PARTS) + len(_PARTS)
+    if start < len(_PARTS):
+        raise ValueError("it lists no parts")
+    parts = Parts()
+    while match := _PART.match(data, at):
+        parts.append(Part(**json.loads(match[0])))
+        at = match.end() + 1
+        if data[at - 1 : at] != b",":
+            break
+    body: dict[str, Any] = json.loads(data[:start] + data[at - bool(parts) :])
+    return body, parts
 
 
 @dataclass(frozen=True)
@@ -87,9 +115,8 @@ class Seal:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = [part.name for part in self.parts]
-        if any(one > other for one, other in pairwise(names)):
-            order = sorted(range(len(names)), key=names.__getitem__)
+        if any(one.name > other.name for one, other in pairwise(self.parts)):
+            order = sorted(range(len(self.parts)), key=lambda at: self.parts[at].name)
             object.__setattr__(self, "parts", Parts(self.parts[at] for at in order))
         elif not isinstance(self.parts, Parts):
             object.__setattr__(self, "parts", Parts(self.parts))
@@ -103,8 +130,10 @@ class Seal:
         return self.parts[at] if at < len(self.parts) and self.parts[at].name == full else None
 
     def _pieces(self) -> Iterator[bytes]:
-        """Yield the canonical JSON of all fields but the digest, a part at a time."""
-        yield b'{"key":%b,"meta":%b,"parts":[' % (canonical_json(self.key), canonical_json(self.meta, "seal"))
+        """Yield the canonical JSON of all fields but the digest, a part at a time and without its opening brace."""
+        yield b'"key":%b,"meta":' % canonical_json(self.key)
+        yield canonical_json(self.meta, "seal")
+        yield b',"parts":['
         for number, part in enumerate(self.parts):
             fields = {"name": part.name, "rows": part.rows, "size": part.size, "sha256": part.sha256}
             yield (b"," if number else b"") + canonical_json(fields, "part")
@@ -112,24 +141,32 @@ class Seal:
 
     def to_bytes(self) -> bytes:
         """Return the canonical bytes; their `digest` is the sha256 of the same JSON without that field."""
-        # The body's opening brace is the one that stands before `digest`.
         digest, whole = hashlib.sha256(b"{"), io.BytesIO()
         whole.write(_HEAD + b"0" * 64 + b'",')
-        for number, piece in enumerate(self._pieces()):
-            rest = piece if number else piece[1:]
-            digest.update(rest)
-            whole.write(rest)
+        for piece in self._pieces():
+            digest.update(piece)
+            whole.write(piece)
         whole.seek(len(_HEAD))
         whole.write(digest.hexdigest().encode())
         return whole.getvalue()
+
+    def _is(self, data: bytes) -> bool:
+        """Return whether `data` are the bytes of `to_bytes`, without making them."""
+        digest, at = hashlib.sha256(b"{"), len(_HEAD) + 66
+        for piece in self._pieces():
+            if not data.startswith(piece, at):
+                return False
+            digest.update(piece)
+            at += len(piece)
+        return at == len(data) and data.startswith(_HEAD + digest.hexdigest().encode() + b'",')
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Seal:
         """Return the seal in `data`. Raises CorruptError naming `where` unless these are the bytes of `to_bytes`."""
         try:
-            body = json.loads(data)
-            seal = cls(body["stage"], body["key"], Parts(Part(**part) for part in body["parts"]), body["meta"])
-            unchanged = seal.to_bytes() == data
+            body, parts = _read_body(data)
+            seal = cls(body["stage"], body["key"], parts, body["meta"])
+            unchanged = seal._is(data)
         except (ValueError, KeyError, TypeError, OverflowError, AttributeError, InputError, RecursionError) as error:
             raise CorruptError(f"seal {where} cannot be read ({error}): it was changed after publishing") from error
         if not unchanged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,6 +87,18 @@ def is_transient(error: BaseException) -> bool:
     if names & _NO_CREDENTIALS or ("SSLError" in names and "certificate" in str(error).lower()):
         return False
     return isinstance(error, ShortReadError | TimeoutError | ConnectionError) or bool(names & (_BROKEN | {"SSLError"}))
+
+
+def unknown_host(error: BaseException) -> tuple[str, bool] | None:
+    """Return the host whose name cannot be resolved, and whether there is no such name or only no answer yet; else None."""
+    seen: BaseException | None = error
+    host = ""
+    while seen is not None:
+        host = host or str(getattr(seen, "host", ""))
+        if isinstance(seen, socket.gaierror):
+            return host, seen.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def is_taken(error: BaseException) -> bool:

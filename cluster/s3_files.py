@@ -25,6 +25,7 @@ from cluster.s3_errors import (
     is_taken,
     is_transient,
     refusal,
+    unknown_host,
 )
 
 CONNECT_TIMEOUT_S = 10.0
@@ -118,6 +119,11 @@ class PatientFileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
                         raise
                     raise StoreRefusedError(f"{what}: {refusal(error)}") from error
                 delay = patience.delay(what, code_of(error), self._budget(method, error))
+                if delay is None and not self._answers(error) and (unknown := unknown_host(error)):
+                    raise StoreRefusedError(
+                        f"{what}: the endpoint is {self.place}, and the host name {unknown[0]!r} cannot be resolved; correct "
+                        "AWS_ENDPOINT_URL, for AWS itself AWS_DEFAULT_REGION, or mend this machine's DNS"
+                    ) from error
                 if delay is None:
                     raise StoreError(
                         f"{what}: still failing after {patience.tries} tries in {patience.elapsed:.0f} s "
@@ -140,8 +146,15 @@ class PatientFileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
     def _budget(self, method: str, error: Exception) -> float:
         if method == "abort_multipart_upload":
             return ABORT_S
-        known = answer_of(error) is not None or (self.endpoint_url or "") in _answered
-        return retrying.BUDGET_S if known else min(retrying.BUDGET_S, retrying.FIRST_CONTACT_S)
+        if self._answers(error):
+            return retrying.BUDGET_S
+        unknown = unknown_host(error)
+        # A name that does not exist is a wrong one; where the DNS gives no answer, it may soon.
+        return 0.0 if unknown and unknown[1] else min(retrying.BUDGET_S, retrying.FIRST_CONTACT_S)
+
+    def _answers(self, error: Exception) -> bool:
+        """Return whether the endpoint has answered this process, with this very error perhaps."""
+        return answer_of(error) is not None or (self.endpoint_url or "") in _answered
 
     async def _try(self, method: str, *more: Any, **arguments: Any) -> Any:
         limit = None

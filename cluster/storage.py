@@ -22,7 +22,8 @@ from cluster.s3 import S3Objects, endpoint, trust_endpoint
 
 LEFTOVER_SECONDS = 86_400
 _log = logging.getLogger("secateur.store")
-# Stores whose weakness this process has told of.
+# What this process has found of each store, and those whose weakness it has told of.
+_found: dict[str, Guarantees] = {}
 _warned: set[str] = set()
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]*(/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*\Z")
 
@@ -44,6 +45,18 @@ class Objects(Protocol):
     def list(self, prefix: str) -> list[str]: ...
     def remove(self, name: str) -> None: ...
     def open(self, name: str) -> BinaryIO: ...
+
+
+@contextlib.contextmanager
+def _naming(place: Path) -> Iterator[None]:
+    """Name the place in an error of a full disk: what writing and syncing raise says nothing of it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        said = f"{error.strerror}: free some space there or move it to a larger disk, then run the same command again"
+        raise OSError(error.errno, said, str(place)) from error
 
 
 class FileObjects:
@@ -92,6 +105,10 @@ class FileObjects:
         final = self.root / name
         if final.exists():
             return False
+        with _naming(self.root):
+            return self._create(final, data)
+
+    def _create(self, final: Path, data: bytes) -> bool:
         scratch = self._scratch(data)
         try:
             self._make_folder(final.parent)
@@ -111,7 +128,10 @@ class FileObjects:
         return True
 
     def replace(self, name: str, data: bytes) -> None:
-        final = self.root / name
+        with _naming(self.root):
+            self._replace(self.root / name, data)
+
+    def _replace(self, final: Path, data: bytes) -> None:
         scratch = self._scratch(data)
         try:
             self._make_folder(final.parent)
@@ -225,7 +245,12 @@ class Store:
         if found.warning and self.uri not in _warned:
             _warned.add(self.uri)
             _log.warning("secateur: warning: store %s: %s", self.uri, found.warning)
+        _found[self.uri] = found
         return found
+
+    def guarantees(self) -> Guarantees:
+        """Return what `check_writable` found in this process; it is called where it was not yet."""
+        return _found.get(self.uri) or self.check_writable()
 
 
 def _arrived(uri: str) -> Store:
@@ -280,11 +305,12 @@ def replace_uri(uri: str, data: bytes) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     scratch = final.parent / f".{final.name}.{uuid.uuid4().hex}"
     try:
-        with scratch.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(final)
+        with _naming(final.parent):
+            with scratch.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(final)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -305,10 +331,11 @@ def replacing_uri(uri: str) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     scratch = final.parent / f".{final.name}.{uuid.uuid4().hex}"
     try:
-        yield scratch
-        with scratch.open("rb+") as file:
-            os.fsync(file.fileno())
-        scratch.replace(final)
+        with _naming(final.parent):
+            yield scratch
+            with scratch.open("rb+") as file:
+                os.fsync(file.fileno())
+            scratch.replace(final)
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -42,7 +42,7 @@ def _stamp(moment: datetime) -> str:
 
 @dataclass(frozen=True)
 class StageTiming:
-    """Tell how long one stage took in one attempt, and how much of it was there already."""
+    """Tell how long one stage took in one attempt; `computed` of its `items` units were not there when the run began."""
 
     name: str
     seconds: float
@@ -121,7 +121,7 @@ class Attempt:
                 self._write_heartbeat()
 
     def record_stage(self, name: str, seconds: float, computed: int, items: int) -> None:
-        """Add a stage's time: `computed` of its `items` parts or units were made now, the others were there already."""
+        """Add a stage's time: `computed` of its `items` units are new, by this run or one beside it, the others were there."""
         with self._lock:
             self._stages.append(StageTiming(name, round(seconds, 3), computed, items))
             rows = [vars(stage) for stage in self._stages]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import sys
+import tempfile
 import traceback
 from typing import Annotated, Any, NoReturn, TextIO, cast
 
@@ -43,8 +45,22 @@ def run(
     """Run a configuration to its report. The same configuration resumes."""
     from flows.config import load_config
     from flows.execute import execute
+    from flows.sweep import refuse_sweep
 
-    execute(load_config(config, sets or ()), store, ray, as_json)
+    planned = load_config(config, sets or ())
+    refuse_sweep(planned)
+    execute(planned, store, ray, as_json)
+
+
+@app.command()
+def sweep(
+    config: Config, sets: Sets = None, store: StoreOption = "./store", ray: Ray = "local", as_json: Json = False
+) -> None:
+    """Run a grid of arms, its `sweep` section, to one table and one report. The same grid resumes, a larger one adds to it."""
+    from flows.config import load_config
+    from flows.sweep import run_sweep
+
+    run_sweep(load_config(config, sets or ()), store, ray, as_json)
 
 
 @app.command()
@@ -67,8 +83,11 @@ def plan(config: Config, sets: Sets = None, store: StoreOption = "./store", as_j
     """Show what would run, what is there already, and which digest changed."""
     from flows.config import load_config
     from flows.show import show_plan
+    from flows.sweep import announce
 
-    show_plan(load_config(config, sets or ()), store, as_json)
+    planned = load_config(config, sets or ())
+    announce(planned)
+    show_plan(planned, store, as_json)
 
 
 @app.command()
@@ -123,16 +142,16 @@ def select(
     direction: Annotated[str, typer.Option("--direction", help="End that is kept as signal: high or low.")],
     keep: Annotated[float, typer.Option("--keep", help="Fraction kept, in (0, 1].", metavar="F")],
     out: Annotated[str, typer.Option("--out", help="Parquet file to write, outside the store.", metavar="URI")],
-    protocol: Annotated[str, typer.Option("--protocol", help="random, topk, exact, approximate, tempered.")] = "exact",
-    alpha: Annotated[float | None, typer.Option("--alpha", help="Share of signal in the budget, in [0, 1].")] = None,
+    protocol: Annotated[str, typer.Option("--protocol", help="random, topk, exact, tempered, ccs, band, pps, ...")] = "exact",
+    alpha: Annotated[str | None, typer.Option("--alpha", help="Share of signal in the budget, in [0, 1], or auto.")] = None,
     params: Annotated[
-        list[str] | None, typer.Option("--param", help="Parameter of the protocol: gamma=0.5.", metavar="NAME=VALUE")
+        list[str] | None, typer.Option("--param", help="Parameter of the protocol: gamma=0.5, beta=0.1.", metavar="NAME=VALUE")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of ties and exploration.")] = 0,
     id_column: Annotated[
         str | None, typer.Option("--id-column", help="Integer id column. Default: example_id, or id.", metavar="C")
     ] = None,
-    by: Annotated[str | None, typer.Option("--by", help="Column of groups that get proportional budgets.")] = None,
+    by: Annotated[str | None, typer.Option("--by", help="Column of groups that get budgets of their own.")] = None,
     missing: Annotated[
         str, typer.Option("--missing", help="Rows whose score is null or NaN: refuse, exclude, explore.")
     ] = "refuse",
@@ -233,7 +252,9 @@ def _main() -> None:
         fail(f"{said}; `secateur --help` lists the commands, `secateur COMMAND --help` what each takes", 2)
     except OSError as error:
         # Of the store, nearly always: a place that may not be read, a service that refuses.
-        fail(f"{type(error).__name__}: {error}", 1)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None
+        hint = f"; free some space in the temporary folder {tempfile.gettempdir()}, or set TMPDIR to another" if full else ""
+        fail(f"{type(error).__name__}: {error}{hint}", 1)
     except Exception:
         # A fault of ours or of the user's code: where it happened helps, what it holds must not leak.
         traceback.print_exc()
@@ -248,17 +269,16 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, sort_keys=True, allow_nan=False))
 
 
-def parse_params(params: list[str]) -> dict[str, float]:
-    """Return NAME=VALUE parameters as numbers. Raises InputError."""
-    out: dict[str, float] = {}
+def parse_params(params: list[str]) -> dict[str, str]:
+    """Return NAME=VALUE parameters; what a value may be, its protocol knows. Raises InputError."""
+    out: dict[str, str] = {}
     for text in params:
         name, mark, value = text.partition("=")
-        try:
-            out[name] = float(value)
-        except ValueError:
-            mark = ""
-        if not mark or not name:
-            raise InputError(f"--param {text!r}: it has the form NAME=NUMBER, as in gamma=0.5")
+        if not mark or not name or not value:
+            raise InputError(f"--param {text!r}: it has the form NAME=VALUE, as in gamma=0.5 or classes=balanced")
+        if name in out:
+            raise InputError(f"--param {name} is given twice, {out[name]!r} and {value!r}; give it once")
+        out[name] = value
     return out
 
 

@@ -17,7 +17,8 @@ from tasks.imports import nearest
 from tasks.models import BUILTIN_MODELS
 from tasks.proxy import ProxySpec
 from tasks.score import ScoreSpec, score_columns
-from tasks.selection.spec import EXCLUDE, SelectionSpec
+from tasks.selection.cross_fitting import folds_of
+from tasks.selection.spec import AUTO, EXCLUDE, PARAMS, Alpha, SelectionSpec
 from tasks.sources.spec import DataSpec
 from tasks.spec import Recipe, Resources, Spec, Use, setting
 from tasks.train import TrainSpec
@@ -33,18 +34,26 @@ class ArmSpec(Spec):
 
     name: str | None = setting(None, identity=True, doc="Name in the results. Default: protocol, score and shares.")
     score: str | None = setting(None, identity=True, doc="Column of the score table that ranks.")
-    protocol: str = setting("exact", identity=True, doc="topk, exact, approximate or tempered; random is always there.")
-    alpha: float | None = setting(None, identity=True, doc="Share of the budget spent on signal, in [0, 1].")
+    protocol: str = setting(
+        "exact", identity=True, doc="topk, exact, approximate, tempered, ccs, band or pps; random is always there."
+    )
+    alpha: Alpha | None = setting(
+        None, identity=True, doc="Share of the budget spent on signal, in [0, 1]; auto, exact only: that of least variance."
+    )
     gamma: float | None = setting(None, identity=True, doc="Power of the exploration weight; tempered only.")
     direction: str | None = setting(None, identity=True, doc="Kept end, high or low. Default: the score's own.")
+    classes: str | None = setting(None, identity=True, doc="Budgets of the classes: proportional or balanced.")
+    beta: float | None = setting(None, identity=True, doc="Share dropped from the hard end; ccs and band.")
+    width: float | None = setting(None, identity=True, doc="Share that the band holds; band only.")
+    strata: int | None = setting(None, identity=True, doc="Strata of the score's range; ccs only. Default: 50.")
+    weights: str | None = setting(None, identity=True, doc="unit or ht; ccs only. Default: unit.")
+    floor: float | None = setting(None, identity=True, doc="Share of the sizes spread uniformly; pps only. Default: 0.1.")
     missing: str = setting(EXCLUDE, identity=True, doc="Examples without a score. Default: that of `select`.")
 
     def at(self, keep: float) -> SelectionSpec:
         """Return the selection of this arm at one keep."""
-        return SelectionSpec(
-            score=self.score, protocol=self.protocol, keep=keep, alpha=self.alpha, gamma=self.gamma,
-            direction=self.direction, missing=self.missing,
-        )
+        settings = {name: getattr(self, name) for name in type(self).model_fields if name != "name"}
+        return SelectionSpec(keep=keep, **settings)
 
     @property
     def label(self) -> str:
@@ -53,9 +62,11 @@ class ArmSpec(Spec):
             return self.name
         words = [self.protocol, self.score or ""]
         if self.protocol not in ("topk", "random") and self.alpha is not None:
-            words.append(f"alpha={self.alpha:g}")
-        if self.gamma is not None:
-            words.append(f"gamma={self.gamma:g}")
+            words.append(f"alpha={self.alpha if self.alpha == AUTO else format(self.alpha, 'g')}")
+        for name in PARAMS[1:]:
+            value = getattr(self, name)
+            if value is not None:
+                words.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
         if self.direction is not None:
             words.append(self.direction)
         return " ".join(word for word in words if word)
@@ -100,6 +111,11 @@ class SelectSpec(Spec):
                 raise InputError(f"select.keep is {keep:g}: it is the fraction kept; give a number in (0, 1]")
             for arm in self.arms:
                 arm.at(keep)
+        if any(arm.protocol == RANDOM_ARM.protocol for arm in self.arms):
+            raise InputError(
+                "select.arms has an arm of protocol random, which is always there, and is what the others are compared with; "
+                "leave it out, or for class budgets give protocol exact with alpha 0 and classes, which draws the same"
+            )
         if len(set(self.keep)) != len(self.keep):
             raise InputError(f"select.keep lists a fraction twice: {list(self.keep)}; each keep once")
         labels = [arm.label for arm in self.arms] + ["random", "full"]
@@ -152,6 +168,9 @@ class RunConfig(Spec):
     score: ScoreSpec | None = setting(None, identity=True, doc="The scores; left out where `scores` is given.")
     scores: str | None = setting(None, identity=False, doc="Parquet file, folder or URI of your own scores.")
     scores_id_column: str = setting("example_id", identity=True, doc="Id column of `scores`.")
+    sweep: dict[str, tuple[Any, ...]] | None = setting(
+        None, identity=True, doc="A grid {parameter of an arm: values}, in place of `select.arms`."
+    )
     select: SelectSpec = setting(..., identity=True, doc="The selections.")
     train: TrainSpec = setting(..., identity=True, doc="The final trainings.")
     report: ReportSpec = setting(ReportSpec(), identity=True, doc="How arms are judged.")
@@ -180,6 +199,9 @@ class RunConfig(Spec):
                         f"arm {arm.label!r} ranks by {arm.score!r}, which score.scores does not compute; "
                         f"{nearest(arm.score, known)}"
                     )
+                if arm.alpha == AUTO and arm.score is not None:
+                    # Raises where the table will have no gradient norm.
+                    folds_of(arm.score, known)
         return self
 
     def arms(self) -> list[ArmSpec]:
@@ -208,6 +230,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse_config(body: Mapping[str, Any], where: str = "configuration") -> RunConfig:
     """Return the checked configuration. Raises InputError naming the first wrong key and the nearest valid one."""
+    if body.get("sweep") is not None:
+        from flows.sweep import written_out
+
+        body = written_out(body)
     try:
         config = RunConfig.model_validate(body)
     except ValidationError as error:

@@ -14,7 +14,7 @@ from cluster.storage import Store
 from flows.budgets import check_budgets
 from flows.config import RunConfig
 from flows.plan import Plan, find_states, make_plan
-from flows.runs import record_run
+from flows.runs import is_recorded, record_run
 from flows.show import print_outcome
 from tasks.report.publish import read_results
 
@@ -24,12 +24,13 @@ def execute(config: RunConfig, store_uri: str, ray: str, as_json: bool) -> None:
 
     Raises InputError (exit code 2) and StageError (1); ends with 130 or 143 when interrupted.
     """
-    sweep()
     store = Store(store_uri)
     plan = make_plan(config)
     finished = finished_results(plan, store)
     if finished is not None:
-        if not store.exists(f"runs/{plan.run_name}/run.json"):
+        # What a killed run left is taken away here, for no Ray session will do it.
+        sweep()
+        if not is_recorded(plan, store, ask=True):
             # It was lost or taken away: without it no other command knows the run.
             record_run(plan, store)
             print(f"run.json of {plan.run_name} was gone; the run is recorded anew", file=sys.stderr)
@@ -64,8 +65,13 @@ def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict
     from flows.server import prefect_api
     from flows.signals import interruptible
 
-    again = f"secateur resume {plan.run_name} --store {shlex.quote(store.uri)}"
-    set_farewell(f"what is committed stays, go on with: {again}")
+    resume = f"secateur resume {plan.run_name} --store {shlex.quote(store.uri)}"
+
+    def again() -> str:
+        return resume if is_recorded(plan, store) else "the same command"
+
+    before = "" if is_recorded(plan, store, ask=True) else "run the same command again or, once the run is recorded, "
+    set_farewell(f"what is committed stays, {before}go on with: {resume}")
     with owned_folder("prefect") as scratch:
         try:
             with interruptible(until_exit=True) as guard:
@@ -82,13 +88,13 @@ def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict
                     # Whatever Ray or Prefect made of the signal's exception on its way, the signal is what ended the run.
                     if guard.received is None:
                         raise
-                    print(f"secateur: interrupted; go on with: {again}", file=sys.stderr)
+                    print(f"secateur: interrupted; go on with: {again()}", file=sys.stderr)
                     sys.exit(128 + guard.received)
         except InputError:
             raise
         except SecateurError as error:
             # A row of its own below a table of causes.
             joint = "\n  " if "\n" in str(error) else "; "
-            if isinstance(error, CorruptError):
+            if isinstance(error, CorruptError) and is_recorded(plan, store):
                 joint += f"mend it with: secateur verify {plan.run_name} --store {shlex.quote(store.uri)} --heal, then "
-            raise StageError(f"{error}{joint}go on with: {again}") from error
+            raise StageError(f"{error}{joint}go on with: {again()}") from error

@@ -109,7 +109,10 @@ def _put_back(damage: Damage, wanted: str, overlay: OverlayStore, store: Store) 
     if sha256(data) != wanted:
         said = f"computed again it has sha256 {sha256(data)[:12]}, its seal says {wanted[:12]}: {_OTHER}; {_RETIRE}"
         return Healing(damage, False, said)
-    store.replace(damage.name, data)
+    try:
+        store.replace(damage.name, data)
+    except IsADirectoryError:
+        return Healing(damage, False, _FOLDER)
     return Healing(damage, True, "put back: its bytes are those of its seal again")
 
 
@@ -132,14 +135,17 @@ def _put_back_seal(
                 f"the seal's {claims.get(name, '')[:12]}: {_OTHER}; {_RETIRE}"
             )
             return Healing(damage, False, said)
-    for name, data in fresh.items():
-        store.replace(name, data)
-    store.replace(damage.name, overlay.read(damage.name))
+    for name, data in [*fresh.items(), (damage.name, overlay.read(damage.name))]:
+        try:
+            store.replace(name, data)
+        except IsADirectoryError:
+            return Healing(damage, False, _FOLDER if name == damage.name else f"{name}: {_FOLDER}")
     adopted = "made again from its parts" if claims else "made again from the parts that are there, by their footers alone"
     return Healing(damage, True, adopted + (f", {len(fresh)} of them computed again" if fresh else ""))
 
 
 _OTHER = "another device, torch or library makes other bytes"
+_FOLDER = "a folder lies in its place, and what it holds is not Secateur's to remove: take it away, then heal"
 _RETIRE = "it stays as it was; --recompute retires it with all that was computed from it"
 
 
@@ -154,7 +160,7 @@ def _salvage(store: Store, seal_name: str) -> dict[str, str]:
             claim = Part(**part)
             if claim.name.rpartition("/")[0] in (f"{folder}/parts", f"{folder}/quarantine"):
                 out[str(claim.name)] = str(claim.sha256)
-    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
     return out
 
@@ -162,7 +168,7 @@ def _salvage(store: Store, seal_name: str) -> dict[str, str]:
 def _digest(store: Store, name: str) -> str | None:
     try:
         return sha256(store.read(name))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None
 
 
@@ -226,5 +232,8 @@ def _heal_report(
         return out
     if plan is None or plan.run_name != lineage.run or any(not healing.healed for healing in (*before, *out)):
         return out + [Healing(damage, False, "it is written again once the stages are sound") for damage in reports]
-    make_report(plan, store, recorded_stages(store, lineage.run))
+    try:
+        make_report(plan, store, recorded_stages(store, lineage.run))
+    except IsADirectoryError:
+        return out + [Healing(damage, False, _FOLDER) for damage in reports]
     return out + [Healing(damage, True, "written again from the sealed stages") for damage in reports]

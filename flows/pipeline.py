@@ -11,11 +11,13 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect import flow
 
+from cluster.capacity import check_fits
 from cluster.errors import InputError
 from cluster.record import Seal
 from cluster.redaction import scrub_error
 from cluster.scratch import owned_folder
 from cluster.session import RaySession
+from cluster.shape import check_shape
 from cluster.storage import Store
 from flows.artifacts import publish_table
 from flows.attempts import Attempt
@@ -70,7 +72,7 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
     run = parse_config(config)
     plan = make_plan(run)
     place = Store(store)
-    found = place.check_writable()
+    found = place.guarantees()
     states = {state.stage: state for state in find_states(plan, place)}
     with (
         owned_folder("run") as scratch,
@@ -81,6 +83,7 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
         if guard is not None:
             # Ray puts a SIGTERM handler of its own in when it starts.
             guard.install()
+        check_room(run, states)
         pool = session.pool(progress.update)
         launch = session.launcher(run_train_job)
         clock = Clock(states, progress)
@@ -124,7 +127,7 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
 
 @dataclass
 class Clock:
-    """Time the stages of this attempt, and say in the log and the record what was computed and what was there."""
+    """Time the stages of this attempt, and say in the log and the record what is new since it began and what was there."""
 
     states: dict[str, StageState]
     progress: Progress
@@ -163,7 +166,8 @@ class Watch:
         total, there = (state.total, state.sealed) if state else (1, 0)
         self.clock.progress.finish(self.name)
         if state is not None or self.name == "report":
-            words = f"{total - there} computed" + (f", {there} there already" if there else "")
+            # Another run may have computed some of them meanwhile.
+            words = f"{total - there} new" + (f", {there} there already" if there else "")
             print_line(f"{self.name:<8}{words}  {seconds:.1f} s")
         self.clock.record(self.name, seconds, total - there, total)
 
@@ -207,6 +211,18 @@ def train_inputs(
         )
         units.append((item.key, unit))
     return TrainInputs(plan.config.data, index, plan.code, units)
+
+
+def check_room(run: RunConfig, states: dict[str, StageState]) -> None:
+    """Raise InputError when no node, also after the autoscaler has added all it may, can hold a worker of a stage left to do."""
+    stages = {"shard": (run.data.resources, 1), "train": (run.train.resources, run.train.world_size)}
+    stages |= dict.fromkeys(("merge", "select", "subset"), (run.select.resources, 1))
+    if run.proxy is not None and run.score is not None:
+        stages |= {"proxy": (run.proxy.resources, 1), "score": (run.score.resources, 1)}
+    for stage, state in states.items():
+        if state.left:
+            resources, workers = stages[stage]
+            check_fits(check_shape(resources.cpus, resources.gpus), stage, workers)
 
 
 def check_fit(run: RunConfig, meta: dict[str, Any]) -> None:

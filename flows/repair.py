@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 
+from cluster.errors import StageError, StoreError
 from cluster.storage import Store
 from flows.cli import print_json
 from flows.lineage import load_lineage
-from flows.verify import Findings, verify_run
+from flows.verify import Damage, Findings, verify_run
 
 
 def verify_and_repair(run: str, store_uri: str, heal: bool, recompute: bool, as_json: bool) -> bool:
@@ -32,6 +33,7 @@ def verify_and_repair(run: str, store_uri: str, heal: bool, recompute: bool, as_
     if recompute and left:
         from flows.retiring import retire
 
+        refuse_folders(left, store)
         gone = retire(left, store)
         document["retired"] = asdict(gone)
         lines.append(f"retired {len(gone.units)} units, {gone.objects} objects, to {store.url(gone.folder)}")
@@ -51,6 +53,20 @@ def verify_and_repair(run: str, store_uri: str, heal: bool, recompute: bool, as_
     else:
         print("\n".join(lines + [f"next: {command}" for command in following]))
     return not left
+
+
+def refuse_folders(damages: list[Damage], store: Store) -> None:
+    """Raise StageError where a folder lies in an object's place: it cannot be retired, and nothing new could be put there."""
+    for damage in damages:
+        try:
+            store.open(damage.name).close()
+        except IsADirectoryError as error:
+            raise StageError(
+                f"{store.url(damage.name)} is a folder, which cannot be retired and nothing can be written over; nothing was "
+                "changed: take it away, then run the same command again"
+            ) from error
+        except (OSError, StoreError):
+            continue
 
 
 def _describe(found: Findings, store: Store) -> list[str]:

@@ -13,11 +13,11 @@ from cluster.storage import Store
 from flows.healing import refuse_running
 from flows.lineage import STAGES, Node, all_lineages, computed_from
 from flows.verify import Damage, quarantine_parts
-from tasks.report.publish import report_name
+from tasks.report.publish import FILES, report_name
 
 # Their parts are each a function of one shard: sound ones stay and only the damaged are computed again.
 BY_SHARD = ("shard", "score", "merge", "subset")
-REPORT = ("seal.json", "results.json", "index.html")
+REPORT = ("seal.json", *FILES)
 
 
 @dataclass

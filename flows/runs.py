@@ -22,6 +22,8 @@ PACKAGES = ("secateur", "torch", "ray", "prefect", "pyarrow", "numpy", "s3fs", "
 
 ONE_KEY = ("data", "code", "source_code", "shard", "merge")
 MANY_KEYS = ("proxy", "select", "train")
+# Runs that this process knows to be recorded: where a run ends, its store may not answer any more.
+_recorded: set[str] = set()
 _REMAKE = "remove it, and `secateur run CONFIG` records the run anew; what is sealed stays"
 
 
@@ -39,6 +41,16 @@ def record_run(plan: Plan, store: Store) -> None:
         "versions": versions(),
     }
     store.create(f"runs/{plan.run_name}/run.json", canonical_json(body, "run.json"))
+    _recorded.add(store.url(f"runs/{plan.run_name}/run.json"))
+
+
+def is_recorded(plan: Plan, store: Store, ask: bool = False) -> bool:
+    """Return whether this process knows that the run has its run.json; `ask` looks in the store."""
+    name = f"runs/{plan.run_name}/run.json"
+    if ask:
+        change = _recorded.add if store.exists(name) else _recorded.discard
+        change(store.url(name))
+    return store.url(name) in _recorded
 
 
 def list_runs(store: Store) -> list[str]:
@@ -119,11 +131,12 @@ def arm_results(plan: Plan, store: Store) -> list[ArmResult]:
     by_place = {(t.arm, t.keep, t.replicate): t.key for t in plan.trainings}
     for keep in plan.config.select.keep:
         for arm in plan.config.arms():
-            spec = arm.at(keep)
+            picked = [selections[plan.selections[arm.label, keep, r][0]] for r in replicates]
+            # Where it was auto it is resolved there.
+            alpha = picked[0].meta["alpha"]
             results.append(
                 ArmResult(
-                    arm.label, arm.score, arm.protocol, keep, spec.signal_share, arm.gamma,
-                    [selections[plan.selections[arm.label, keep, r][0]] for r in replicates],
+                    arm.label, arm.score, arm.protocol, keep, alpha, arm.gamma, picked,
                     [trainings[by_place[arm.label, keep, r]] for r in replicates],
                 )
             )
@@ -134,16 +147,27 @@ def arm_results(plan: Plan, store: Store) -> list[ArmResult]:
 
 
 def make_report(plan: Plan, store: Store, stages: Sequence[StageTiming]) -> dict[str, Any]:
-    """Write results.json and index.html from the sealed units and return the results. Raises InputError."""
+    """Write the report, its table and its figure from the sealed units and return the results. Raises InputError."""
+    from flows.sweep import REPLICATES, grid_of
+    from tasks.report.curves import FIGURE, curve_figure
     from tasks.report.publish import write_report
     from tasks.report.results import build_results
+    from tasks.report.table import TABLE, results_table, table_bytes
 
     index = sealed(Unit(store, "shard", plan.shard))
     merge = sealed(Unit(store, "merge", plan.merge))
     arms = arm_results(plan, store)
-    results = build_results(plan.run_name, index, arms, plan.config.report.margin_points, store)
+    # A sweep is a search.
+    least = {} if plan.config.sweep is None else {"min_replicates": REPLICATES}
+    results = build_results(plan.run_name, index, arms, plan.config.report.margin_points, store, **least)
+    if plan.config.sweep is not None:
+        results["sweep"] = grid_of(plan.config).facts()
+    settings = {(arm.label, keep): arm.at(keep).effective() for arm in plan.config.arms() for keep in plan.config.select.keep}
+    table = results_table(plan.run_name, arms, settings, int(index.meta["num_train"]))
+    figure = curve_figure(results)
+    beside = {TABLE: table_bytes(table), **({} if figure is None else {FIGURE: figure})}
     page = PageInputs(arms, merge, stages, plan.config.model_dump(mode="json"), versions())
-    write_report(store, plan.run_name, results, page)
+    write_report(store, plan.run_name, results, page, beside)
     return results
 
 

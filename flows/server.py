@@ -24,7 +24,8 @@ from flows.api_link import LINK
 from flows.prefect_settings import client_environment, configured_api_url, environment, is_secret
 from flows.signals import forget_child, register_child
 
-START_TIMEOUT_S = 60.0
+# A start that fails ends its process, which is seen at once; on two busy cores a good one has taken 30 s.
+START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 2.0
 PROBE_TIMEOUT_S = 5.0
 
@@ -53,10 +54,19 @@ class OwnServer:
 
     def start(self) -> None:
         """Start the process and return at once; `wait` says when it answers."""
+        self._copy_database()
+        self._start_process()
+
+    def _copy_database(self) -> None:
         database = self.home / "prefect.db"
-        with contextlib.suppress(OSError):
+        try:
             shutil.copyfile(migrated_database(), database)
             self._copied = True
+        except OSError:
+            # None is kept, or only a part of it could be copied.
+            database.unlink(missing_ok=True)
+
+    def _start_process(self) -> None:
         # The port is bound here, so it cannot be lost to another process between the choice and the server's start.
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener, self.log.open("ab") as log:
             listener.bind(("127.0.0.1", 0))
@@ -102,9 +112,10 @@ class OwnServer:
             if not self.alive():
                 if not self._copied:
                     self._fail("ended before it answered")
-                # Only a bad copy differs from what a fresh start does: drop it and start from nothing.
+                # Only a bad copy differs from what a fresh start does: drop it and start from nothing, with time of its own.
                 self._discard_copy()
-                self.start()
+                self._start_process()
+                deadline = time.monotonic() + timeout_s
             elif time.monotonic() > deadline:
                 self._fail(f"did not answer within {timeout_s:g} s")
             else:
@@ -137,9 +148,11 @@ class OwnServer:
     def _discard_copy(self) -> None:
         self.stop()
         self._copied = False
-        migrated_database().unlink(missing_ok=True)
-        for path in self.home.glob("prefect.db*"):
-            path.unlink()
+        with contextlib.suppress(OSError):
+            migrated_database().unlink(missing_ok=True)
+        # What the log says of the copy would be taken for what ails the server that follows.
+        for path in (*self.home.glob("prefect.db*"), self.log):
+            path.unlink(missing_ok=True)
 
     def _keep_database(self) -> None:
         """Keep a copy of the new, empty database for the next server. Failing costs only the next one's start."""

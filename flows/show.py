@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import asdict
@@ -73,12 +74,14 @@ def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
         for name in list_runs(store):
             attempts = attempt_states(store, name)
             newest = attempts[-1].state if attempts else "recorded"
-            rows.append({"run": name, "state": newest, "attempts": len(attempts)})
+            unreadable = sum(len(attempt.unreadable) for attempt in attempts)
+            rows.append({"run": name, "state": newest, "attempts": len(attempts), "unreadable": unreadable})
         if as_json:
             print_json(rows)
         elif rows:
             for row in rows:
-                print(f"{row['run']:<40} {row['state']:<12} {row['attempts']} attempts")
+                bad = f", {row['unreadable']} of their files cannot be read" if row["unreadable"] else ""
+                print(f"{row['run']:<40} {row['state']:<12} {row['attempts']} attempts{bad}")
         else:
             print(f"no run in {store.uri}")
         return
@@ -92,7 +95,10 @@ def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
         return
     print(f"run {name} in {store.uri}")
     for attempt in attempts:
-        print(f"  attempt {attempt.started}  {attempt.state}")
+        facts = f"  store {json.dumps(dict(attempt.facts))}" if attempt.facts else ""
+        print(f"  attempt {attempt.started}  {attempt.state}{facts}")
+        for bad in attempt.unreadable:
+            print(f"    cannot be read: {bad}")
     for state in states:
         print(f"  {state.stage:<8}{state.sealed} of {state.total} sealed")
 
@@ -136,7 +142,7 @@ def write_report_again(run: str, store_uri: str) -> None:
 
 
 def run_select(
-    scores: str, score: str, direction: str, keep: float, protocol: str, alpha: float | None, params: list[str],
+    scores: str, score: str, direction: str, keep: float, protocol: str, alpha: float | str | None, params: list[str],
     seed: int, id_column: str | None, by: str | None, out: str, as_json: bool, missing: str = "refuse",
 ) -> None:
     """Select from any score table and print a summary."""

@@ -17,7 +17,7 @@ from cluster.fingerprint import sha256
 from cluster.record import Part, Seal, Unit
 from cluster.storage import Store
 from flows.lineage import Lineage, computed_from
-from tasks.report.publish import report_name
+from tasks.report.publish import FILES, report_name
 
 THREADS = 8
 # A part above this is hashed piece by piece: at most THREADS of them are in memory at once.
@@ -216,12 +216,13 @@ def _verify_report(lineage: Lineage, store: Store, found: Findings) -> None:
     name = report_name(lineage.run, "seal.json")
     try:
         digests = json.loads(store.read(name))["sha256"]
-        wanted = {file: str(digests[file]) for file in ("results.json", "index.html")}
+        wanted = {file: str(digests[file]) for file in FILES[:2]}
+        wanted |= {file: str(digests[file]) for file in FILES[2:] if file in digests}
     except FileNotFoundError:
-        if any(store.exists(report_name(lineage.run, file)) for file in ("results.json", "index.html")):
+        if any(store.exists(report_name(lineage.run, file)) for file in FILES):
             found.damage.append(Damage("report", "", "report", name, "is gone, though the report is there"))
         return
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+    except (IsADirectoryError, ValueError, LookupError, TypeError, RecursionError) as error:
         found.damage.append(Damage("report", "", "report", name, f"cannot be read ({type(error).__name__})"))
         return
     for file, digest in wanted.items():
@@ -230,6 +231,9 @@ def _verify_report(lineage: Lineage, store: Store, found: Findings) -> None:
             got = sha256(store.read(place))
         except FileNotFoundError:
             found.damage.append(Damage("report", "", "report", place, "is gone, though its seal lists it"))
+            continue
+        except IsADirectoryError:
+            found.damage.append(Damage("report", "", "report", place, "is a folder now, not the file that its seal lists"))
             continue
         if got != digest:
             problem = f"has sha256 {got[:12]}, its seal says {digest[:12]}: it was changed"

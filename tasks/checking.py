@@ -152,7 +152,7 @@ def summarize(
     for number, (one, shard) in enumerate(zip(checked, shards)):
         if one.shape not in (None, shape):
             checked.put(number, _of_shape(one, shape, shard))
-    check_ids(shards, list(checked.ids()))
+    check_ids(shards, checked.ids())
     num_classes = _known_classes(spec, shards, checked)
     strange = [_strange(one, shard, num_classes) for one, shard in zip(checked, shards)]
     causes: Counter[str] = Counter()
@@ -162,7 +162,7 @@ def summarize(
         for cause, texts in one.examples.items():
             examples.setdefault(cause, []).extend(texts[: SHOWN_EXAMPLES - len(examples.get(cause, []))])
     causes[BAD_LABEL] += sum(strange)
-    seen = Seen.of([(shard.location, one.classes, one.unknown) for one, shard in zip(checked, shards)])
+    seen = Seen.of((shard.location, one.classes, one.unknown) for one, shard in zip(checked, shards))
     trouble = [*label_trouble(spec, seen, label_map, num_classes), *_shape_trouble(shards, checked, shape)]
     refuse_bad(spec, causes, sum(shard.rows for shard in shards), examples, trouble)
     num_classes = count_classes(spec, seen)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import CorruptError, InputError
 from cluster.record import Seal
-from tasks.shard_records import unpack_shards
+from tasks.shard_records import Shards, unpack_shards
 from tasks.sources.protocol import TEST_LOCATION, TRAIN_LOCATION, Examples, Shard, Source
 
 if TYPE_CHECKING:
@@ -69,10 +69,10 @@ class Dataset:
         """Return the rows of the test split."""
         return int(self.meta["num_test"])
 
-    def shards(self, location: str = TRAIN_LOCATION) -> list[Shard]:
+    def shards(self, location: str = TRAIN_LOCATION) -> Shards:
         """Return the shards of a location in order, none where it is not there. Addresses come from the
         specification."""
-        return list(unpack_shards(run for run in self.meta["shards"] if run["location"] == location))
+        return Shards(unpack_shards(run for run in self.meta["shards"] if run["location"] == location))
 
     def _locations(self, split: int) -> Sequence[str]:
         """Return where rows of a split can be: test rows have a location of their own, or are part of train."""

@@ -53,12 +53,16 @@ from tasks.scores.forgetting import READS as FORGETTING_READS
 from tasks.scores.forgetting import forgetting
 from tasks.scores.registry import score_info
 from tasks.scores.uniform import uniform
+from tasks.shard_records import Shards
 from tasks.slots import rows_in_own_slots, rows_in_turn
 from tasks.sources.protocol import Examples, Shard
 from tasks.tables import encode_table, load_part, with_metadata
 
 if TYPE_CHECKING:
     from tasks.pool import Pool
+
+READ_AHEAD = 256
+"""Parts that are there already which wait to be read at once: each that waits takes 2 KB of the driver."""
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -90,8 +94,8 @@ def run_score_stage(spec: ScoreSpec, inputs: ScoreInputs, store: Store, pool: Po
     shards = dataset.shards("train")
     there = set(store.list(f"{unit.folder}/parts"))
     tally = Tally()
-    found = [shard for shard in shards if unit.part_name(shard.part_name) in there]
-    left = [shard for shard in shards if unit.part_name(shard.part_name) not in there]
+    found = Shards(shard for shard in shards if unit.part_name(shard.part_name) in there)
+    left = Shards(shard for shard in shards if unit.part_name(shard.part_name) not in there)
 
     def count(made: Made) -> None:
         tally.add(made)
@@ -99,8 +103,9 @@ def run_score_stage(spec: ScoreSpec, inputs: ScoreInputs, store: Store, pool: Po
             raise over_budget(spec, num_train, tally.causes, read_examples(store, tally.tables))
 
     with ThreadPoolExecutor(8) as readers:
-        for made in readers.map(partial(_part_that_is_there, unit, scorer, dataset), found):
-            count(made)
+        for at in range(0, len(found), READ_AHEAD):
+            for made in readers.map(partial(_part_that_is_there, unit, scorer, dataset), found[at : at + READ_AHEAD]):
+                count(made)
     if left:
         make = partial(ScoreWorker, spec, inputs, store)
         for _, made in pool.map(make, left, label="score", resources=spec.resources, done=len(found)):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tasks.pool import Pool
     from tasks.sources.spec import DataSpec
 
-VERSION = 2
+VERSION = 3
 
 
 def selection_key(spec: SelectionSpec, seed: int, source_key: str) -> str:
@@ -54,9 +54,13 @@ def selection_stage(
 
     Parts `selection-00000.parquet`, ... hold 2^22 rows each, ascending example_id, whatever the shards. `seal.meta`:
     n (the population: train examples, less those that `missing: exclude` left out), missing, n_missing, missing_causes,
-    keep, alpha, protocol, gamma, seed, score, direction, score_table_key, estimator, num_kept, num_signal,
-    num_exploration, covered, weight_sum, ess, design_effect, threshold, class_counts {full, signal, exploration},
-    weight_quantiles.
+    keep, alpha, protocol, gamma and what else the protocol takes (classes, beta, width, strata, weights, floor), seed,
+    score, direction, score_table_key, estimator (ht, or unweighted), population (what the weights speak for: all, the
+    signal, the retained, the band), by, num_kept, num_signal, num_exploration, covered, uncovered_groups, weight_sum, ess,
+    design_effect, threshold, class_counts {full, signal, exploration}, weight_quantiles; dropped, drawn_from and
+    score_range of ccs and band; where alpha was auto, alpha is what it came to, allocation {alpha, ratio, flat,
+    flat_within, flat_stretches, rank_columns, norm_columns, cross_fitted} says how, and variance_curve holds
+    (alpha, Var(alpha)/Var_random).
     """
     from tasks.selection.stage import run_selection_stage
 

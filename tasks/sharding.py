@@ -22,7 +22,7 @@ from tasks.checking import CheckWorker, Findings, judge, refuse_bad, summarize
 from tasks.pool import Pool
 from tasks.quarantine import FACT, MESSAGE_CHARS, BadExample, Made, PartCheck, Tally, publish_quarantine
 from tasks.schemas import INDEX, QUARANTINED, TEST
-from tasks.shard_records import pack_shards
+from tasks.shard_records import Shards, pack_shards
 from tasks.sources.contents import as_ids, encode_labels, place_of
 from tasks.sources.protocol import TRAIN_LOCATION, BadRow, RawExamples, Shard, Source
 from tasks.sources.registry import open_source, test_share
@@ -41,19 +41,23 @@ def make_index(
     accept: Callable[[dict[str, Any]], None] | None = None,
 ) -> Seal:
     """Check all data, then publish the index parts that are missing and the seal; InputError comes before any write."""
-    listed = {location: source.shards(spec.shard_rows) for location, source in sources.items()}
-    for location, shards in listed.items():
-        if not shards:
+    shards = Shards()
+    for location, source in sources.items():
+        before = len(shards)
+        for shard in source.shards(spec.shard_rows):
+            shards.append(shard)
+        if len(shards) == before:
             raise InputError(f"data.{location} holds no rows; at least one row of each of two classes is needed")
-    shards = [shard for location in listed for shard in listed[location]]
     known = _known_plan(unit)
     plan = _check(spec, sources, shards, pool) if known is None else known
     refuse_bad(spec, plan.meta[FACT]["causes"], plan.meta["num_rows"], plan.examples)
     if accept is not None:
         accept(plan.meta)
     spoiled = {plan.part_digest(spec, shard): plan.spoiled[shard.digest] for shard in shards if shard.digest in plan.spoiled}
-    shards = [dataclasses.replace(shard, digest=plan.part_digest(spec, shard)) for shard in shards]
-    if len({shard.part_name for shard in shards}) < len(shards):
+    shards = shards.renamed(plan.part_digest(spec, shard) for shard in shards)
+    # What parts are named by, as numbers: names take 130 bytes each in a set.
+    names = np.fromiter((int(shard.digest[:KEY_CHARS], 16) for shard in shards), np.uint64, len(shards))
+    if len(np.unique(names)) < len(shards):
         raise InputError("two shards of data.train and data.test hold the same rows of the same file; name each file "
                          "once")
     if known is None:
@@ -162,7 +166,7 @@ def _publish(
     spec: DataSpec, plan: Plan, shards: Sequence[Shard], spoiled: dict[str, int], unit: Unit, pool: Pool
 ) -> Tally:
     tally = Tally()
-    missing: list[Shard] = []
+    missing = Shards()
     for shard in shards:
         check = PartCheck(unit, unit.key, shard.part_name, marked=True)
         part = unit.find_part(shard.part_name, check)

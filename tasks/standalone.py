@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import InputError, StageError
-from tasks.selection.spec import EXCLUDE, EXPLORE, REFUSE, SelectionSpec, missing_note
+from tasks.selection.cross_fitting import allocation_note, file_allocation
+from tasks.selection.spec import AUTO, EXCLUDE, EXPLORE, PARAMS, REFUSE, SelectionSpec, check_alpha, missing_note
 
 if TYPE_CHECKING:
     from tasks.selection.table import SelectionTable
 
-PARAMS = ("gamma",)
+MOMENT = "moment"
+"""The parameter that names the column of gradient norms of alpha auto."""
 
 # Rows a row group: what is in memory beside the selected ids.
 _GROUP_ROWS = 2**20
@@ -27,7 +29,7 @@ def select_file(
     out: str,
     direction: str | None = None,
     protocol: str = "exact",
-    alpha: float | None = None,
+    alpha: float | str | None = None,
     params: Mapping[str, Any] | None = None,
     seed: int = 0,
     id_column: str | None = None,
@@ -38,14 +40,22 @@ def select_file(
     """Write the selection of a Parquet file, folder or URI (local, file://, s3://) to `out` and return its summary.
 
     `score` is a numeric column, `direction` (high or low) the end that is kept as signal. `params` are the protocol's
-    further settings: gamma (tempered). `by` makes the budget proportional to the groups of a column, by largest
-    remainder; the protocol is then carried out in each group. Scores of protocol random are checked, not used.
-    `missing` says what is done with NaN and null scores: refuse, exclude, or explore; the last two take one pass more.
+    further settings: gamma (tempered), beta and strata and weights (ccs), beta and width (band), floor (pps), and classes.
+    `by` gives the groups of a column budgets of their own, proportional to them by largest remainder, or equal with
+    `classes=balanced`; the protocol is then carried out in each group (of ccs and band, only the draw: the ranking that
+    drops is one). With alpha `auto` (exact only) the parameter `moment` names the column of gradient norms, `score` itself by
+    default; the summary's `allocation` says what was found. Scores of protocol random are checked, not used. `missing` says
+    what is done with NaN and null scores: refuse, exclude, or explore; the last two take one pass more.
 
     `out` is one Parquet file (schemas.SELECTION, ascending example_id), replaced atomically; on any error it is left
     as it was. It may be neither `scores` nor inside it. Raises InputError for wrong settings or wrong data.
     """
-    spec = _spec(score, direction, keep, protocol, alpha, params=dict(params or {}), missing=missing)
+    params = dict(params or {})
+    moment = params.pop(MOMENT, None)
+    spec = _spec(score, direction, keep, protocol, alpha, params=params, missing=missing)
+    _check_moment(spec, moment, by)
+    if spec.classes is not None and by is None:
+        raise InputError(f"classes is {spec.classes!r}, but no column of classes is named; give it with by (--by COLUMN)")
     _check_out(scores, out)
     from tasks.selection.calibrated import calibrated_selection
     from tasks.selection.parquet_rows import ParquetRows
@@ -54,7 +64,12 @@ def select_file(
     workers = threads or min(4, os.cpu_count() or 1)
     rows = ParquetRows(scores, id_column, score, by=by, threads=workers)
     rows.check_unique()
+    allocation: dict[str, Any] = {}
+    if spec.alpha == AUTO:
+        norm = score if moment is None else ParquetRows(scores, id_column, str(moment)).score
+        spec, allocation = file_allocation(spec, rows, norm, workers)
     selection = calibrated_selection(rows, spec, seed, by=by, threads=workers)
+    selection.facts.update(allocation)
     try:
         _write(selection, out)
     except OSError as error:
@@ -74,22 +89,17 @@ def select_file(
 
 
 def _spec(
-    score: str, direction: str | None, keep: float, protocol: str, alpha: float | None, *, params: dict[str, Any],
+    score: str, direction: str | None, keep: float, protocol: str, alpha: float | str | None, *, params: dict[str, Any],
     missing: str,
 ) -> SelectionSpec:
     from pydantic import ValidationError
 
+    known = [*(name for name in PARAMS if name != "alpha"), MOMENT]
     for name in params:
-        if name not in PARAMS:
+        if name not in known:
             from tasks.imports import nearest
 
-            raise InputError(f"protocol {protocol} has no parameter {name!r}; {nearest(name, list(PARAMS))}")
-    gamma = params.get("gamma")
-    if gamma is not None:
-        try:
-            gamma = float(gamma)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"parameter gamma is {gamma!r}; give a number in [0, 1]") from error
+            raise InputError(f"protocol {protocol} has no parameter {name!r}; {nearest(name, known)}")
     ranks = protocol != "random"
     if direction not in (None, "high", "low"):
         raise InputError(f"direction is {direction!r}; give high or low, the end of {score!r} that is kept")
@@ -101,14 +111,21 @@ def _spec(
             direction=direction if ranks else None,
             keep=keep,
             protocol=protocol,
-            alpha=alpha,
-            gamma=gamma,
+            alpha=check_alpha(alpha),
             missing=missing,
+            **params,
         )
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])
         raise InputError(f"{where} is {first['input']!r}: {first['msg']}") from error
+
+
+def _check_moment(spec: SelectionSpec, moment: Any, by: str | None) -> None:
+    if moment is not None and spec.alpha != AUTO:
+        raise InputError(f"moment is {str(moment)!r}, and only alpha auto reads it; leave moment out, or give alpha auto")
+    if spec.alpha == AUTO and by is not None:
+        raise InputError(f"alpha auto with groups by {by!r}: it is one share for one ranking; leave `by` out, or give a number")
 
 
 def _check_out(scores: str, out: str) -> None:
@@ -169,8 +186,17 @@ def _write(selection: SelectionTable, out: str) -> None:
 
 def _notes(facts: Mapping[str, Any]) -> list[str]:
     notes = []
+    if "allocation" in facts:
+        notes.append(allocation_note(facts["allocation"]))
     if facts["n_missing"]:
         notes.append(missing_note(facts["missing"], facts["n_missing"], facts["n"]))
+    if facts["protocol"] == "band" and facts["classes"] is None:
+        notes.append("no column of classes is named (--by COLUMN), so the draw from the band is not balanced over classes")
+    never = facts["n"] - facts.get("drawn_from", facts["n"])
+    if never:
+        notes.append(
+            f"{never} of {facts['n']} examples are never drawn, {facts['dropped']} of them the hardest: no weight speaks for them"
+        )
     if facts["uncovered_groups"]:
         notes.append(
             f"{facts['uncovered_groups']} groups are too small for a share of the budget: nothing of them is kept, and the "

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.errors import CorruptError, InputError
-from cluster.record import Part, Seal, Unit
+from cluster.record import Part, Parts, Seal, Unit
 from cluster.storage import Store
 from tasks.dataset import Dataset
 from tasks.hashing import I64
@@ -30,6 +30,8 @@ INDICES = "indices.npy"
 
 # Selected rows that a worker holds at once, over all selections it cuts for: 12 bytes each.
 _GROUP_ROWS = 2**23
+# Arrays of positions that are kept apart: one of a few rows is mostly its header.
+_JOINED = 256
 
 Cut = tuple[Part | None, I64]
 
@@ -198,9 +200,9 @@ def run_subset_stage(units: Sequence[tuple[str, Seal]], inputs: SubsetInputs, st
 
 
 def _cut_group(
-    group: list[tuple[str, Seal]], shards: list[Shard], inputs: SubsetInputs, store: Store, pool: Pool
+    group: list[tuple[str, Seal]], shards: Sequence[Shard], inputs: SubsetInputs, store: Store, pool: Pool
 ) -> Iterator[tuple[str, Seal]]:
-    parts: dict[str, list[Part]] = {key: [] for key, _ in group}
+    parts = {key: Parts() for key, _ in group}
     positions: dict[str, list[I64]] = {key: [] for key, _ in group}
     make = partial(_Worker, _Work(inputs, store, group))
     for _, cuts in pool.map(make, shards, label="subset", resources=inputs.resources):
@@ -208,6 +210,8 @@ def _cut_group(
             if part is not None:
                 parts[key].append(part)
                 positions[key].append(where)
+                if len(positions[key]) >= _JOINED:
+                    positions[key] = [np.concatenate(positions[key])]
     meta = inputs.index.meta
     for key, selection in group:
         unit = Unit(store, "subset", key)

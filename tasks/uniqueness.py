@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from array import array
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,44 +14,44 @@ from tasks.sources.protocol import Shard
 I64 = npt.NDArray[np.int64]
 
 
-def check_ids(shards: Sequence[Shard], ids: Sequence[tuple[int, int] | I64]) -> None:
-    """Raise InputError when an id occurs twice in all shards of all locations.
+def check_ids(shards: Sequence[Shard], ids: Iterable[tuple[int, int] | I64]) -> None:
+    """Raise InputError when an id occurs twice in all shards of all locations; `ids` are read once.
 
-    Consecutive ids are compared as ranges, so only ids of an id column are held: 8 bytes a row.
+    Consecutive ids are compared as ranges, (first, rows), 24 bytes each; of an id column all ids are held, 8 bytes a row.
     """
-    starts: list[tuple[int, int, int]] = []
-    loose: list[I64] = []
+    found = array("q")
+    loose: dict[int, I64] = {}
     for number, one in enumerate(ids):
         if not isinstance(one, tuple):
-            loose.append(one)
+            loose[number] = one
             continue
         first, rows = one
         inside = min(rows, 2**63 - first)
-        starts.append((first, first + inside, number))
+        # The last id and not the end, which may be 2^63.
+        found.extend((first, first + inside - 1, number))
         if inside < rows:
-            starts.append((0, rows - inside, number))
-    starts.sort()
-    for (_, end, a), (start, _, b) in pairwise(starts):
-        if start < end:
-            raise _duplicate(start, [shards[a], shards[b]])
+            found.extend((0, rows - inside - 1, number))
+    firsts, lasts, numbers = np.array(found, dtype=np.int64).reshape(-1, 3).T
+    order = np.lexsort((numbers, lasts, firsts))
+    firsts, lasts, numbers = firsts[order], lasts[order], numbers[order]
+    hit = np.flatnonzero(firsts[1:] <= lasts[:-1])[:1]
+    if len(hit):
+        at = int(hit[0])
+        raise _duplicate(int(firsts[at + 1]), [shards[int(numbers[at])], shards[int(numbers[at + 1])]])
     if not loose:
         return
-    every = np.sort(np.concatenate(loose))
+    every = np.sort(np.concatenate(list(loose.values())))
     twice = every[1:][every[1:] == every[:-1]]
-    if starts and not len(twice):
-        # ids in [first, end) of a range number searchsorted(end) - searchsorted(first).
-        lows = np.searchsorted(every, np.array([start for start, _, _ in starts], dtype=np.int64))
-        highs = np.searchsorted(every, np.array([end - 1 for _, end, _ in starts], dtype=np.int64), side="right")
-        hit = np.flatnonzero(highs > lows)
-        twice = every[lows[hit[:1]]]
+    if not len(twice):
+        # ids in [first, last] of a range number searchsorted(last, right) - searchsorted(first).
+        lows = np.searchsorted(every, firsts)
+        highs = np.searchsorted(every, lasts, side="right")
+        twice = every[lows[np.flatnonzero(highs > lows)[:1]]]
     if len(twice):
-        raise _duplicate(int(twice[0]), [shard for shard, one in zip(shards, ids) if _holds(one, int(twice[0]))])
-
-
-def _holds(ids: tuple[int, int] | I64, example_id: int) -> bool:
-    if isinstance(ids, tuple):
-        return (example_id - ids[0]) % 2**63 < ids[1] and example_id >= 0
-    return bool((ids == example_id).any())
+        example_id = int(twice[0])
+        holders = {number for number, one in loose.items() if (one == example_id).any()}
+        holders.update(numbers[(firsts <= example_id) & (example_id <= lasts)].tolist())
+        raise _duplicate(example_id, [shards[number] for number in sorted(holders)])
 
 
 def _duplicate(example_id: int, where: Sequence[Shard]) -> InputError:

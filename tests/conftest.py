@@ -61,7 +61,8 @@ def ray_session() -> Iterator[RayCluster]:
     cluster.close()
 
 
-# One cluster, one Prefect server and one object gateway for all: the tests that share one run in one process.
+# One cluster, one Prefect server and one object gateway for all: the tests that share one run in one process. Those of faults
+# that start what they kill share nothing, and go to whichever process is free.
 GROUPS = {"cluster": "ray", "faults": "ray", "flows": "prefect", "s3": "s3"}
 
 
@@ -70,6 +71,9 @@ GROUPS = {"cluster": "ray", "faults": "ray", "flows": "prefect", "s3": "s3"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that share a cluster or a server in one process, unless a test names another group itself."""
     for item in items:
-        group = GROUPS.get(item.path.relative_to(ROOT / "tests").parts[0])
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        group = GROUPS.get(folder)
+        if folder == "faults" and "ray_session" not in getattr(item, "fixturenames", ()):
+            continue
         if group is not None and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(group))

@@ -7,17 +7,19 @@ from html import escape
 from typing import Any
 
 from tasks.report.charts import accuracy_chart, duration, forest_chart, time_chart
+from tasks.report.curves import CURVE_STYLE, curve_section
 from tasks.report.inputs import PageInputs
 from tasks.report.sections import balance_section, score_section, weight_section
 from tasks.report.style import STYLE
 from tasks.report.terminal import arms_of
+from tasks.report.variance import variance_section
 from tasks.report.wording import GLOSSARY, bounds, count, needed_text, percent, signed, with_margin
 
 HEADERS = (
-    "arm", "verdict", "difference to random", "accuracy, %", "kept", "steps", "batch", "epochs", "touched",
-    "over test examples too", "worst class, %", "score", "protocol", "alpha", "why",
+    "arm", "verdict", "difference to random", "accuracy, %", "non-inferior", "kept", "steps", "batch", "epochs", "touched",
+    "over test examples too", "worst class, %", "its difference", "score", "protocol", "alpha", "why",
 )  # fmt: skip
-WORDS = ("verdict", "score", "protocol", "why")
+WORDS = ("verdict", "non-inferior", "score", "protocol", "why")
 
 
 def render_page(results: Mapping[str, Any], page: PageInputs | None = None) -> str:
@@ -25,11 +27,13 @@ def render_page(results: Mapping[str, Any], page: PageInputs | None = None) -> s
     page = page or PageInputs()
     body = [
         _head(results),
-        *(_keep_section(results, entry["keep"], entry["sentence"]) for entry in results["keeps"]),
+        curve_section(results),
+        *(_keep_section(results, entry) for entry in results["keeps"]),
         _notes(results),
         score_section(page),
         balance_section(page, results),
         weight_section(page),
+        variance_section(page),
         _stages(page),
         _configuration(page),
         _glossary(results),
@@ -38,7 +42,7 @@ def render_page(results: Mapping[str, Any], page: PageInputs | None = None) -> s
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>Secateur: {escape(str(results['run']))}</title><style>{STYLE}</style></head>\n"
+        f"<title>Secateur: {escape(str(results['run']))}</title><style>{STYLE}{CURVE_STYLE}</style></head>\n"
         f"<body><main>\n{chr(10).join(part for part in body if part)}\n</main></body></html>\n"
     )
 
@@ -50,7 +54,8 @@ def _head(results: Mapping[str, Any]) -> str:
     facts = (
         f"{count(data['n_train'])} train, {count(data['n_validation'])} validation and {count(data['n_test'])} test "
         f"examples in {data['num_classes']} classes; {said} replicate{'s' * (said != '1')} of each arm; "
-        f"equivalence margin ±{results['margin_points']:g} points."
+        f"equivalence margin ±{results['margin_points']:g} points, non-inferiority margin "
+        f"{results['non_inferiority_points']:g} points."
     )
     slice_note = "".join(
         f'<p class="slice"><strong>{escape(note)}</strong></p>' for note in results["notes"] if note.startswith("Slice")
@@ -61,7 +66,8 @@ def _head(results: Mapping[str, Any]) -> str:
     )
 
 
-def _keep_section(results: Mapping[str, Any], keep: float, sentence: str) -> str:
+def _keep_section(results: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    keep = entry["keep"]
     arms = arms_of(results, keep)
     order = {arm["name"]: number for number, arm in enumerate(arms)}
     rows = sorted((row for row in results["comparisons"] if row["keep"] == keep), key=lambda row: order[row["arm"]])
@@ -81,11 +87,11 @@ def _keep_section(results: Mapping[str, Any], keep: float, sentence: str) -> str
             '<div class="card"><h3>Paired difference to random</h3>'
             + forest_chart(rows, results["margin_points"])
             + _key(*keys)
-            + "</div>"
+            + f'<p class="caption">{escape(entry["adjustment"])}</p></div>'
         )
     return (
         f"<section><h2>Keep {percent(keep)}: {count(kept)} of {count(results['dataset']['n_train'])} examples</h2>"
-        f'<p>{escape(sentence)}</p><div class="cards">{"".join(cards)}</div>{_table(arms, rows)}</section>'
+        f'<p>{escape(entry["sentence"])}</p><div class="cards">{"".join(cards)}</div>{_table(arms, rows)}</section>'
     )
 
 
@@ -112,18 +118,23 @@ def _cells(arm: Mapping[str, Any], row: Mapping[str, Any] | None) -> list[str]:
     """Return the cells of one arm, after its name, as markup."""
     if row is None:
         why = "the baseline" if arm["protocol"] == "random" and not arm["full"] else "not compared"
-        verdict, difference, two_way = "–", "–", "–"
+        verdict = difference = two_way = loss = lowest = "–"
     else:
         needed = needed_text(row)
         why = row["reason"] + (f"; {needed}" if needed else "")
         verdict = f'<span class="verdict v-{row["verdict"]}">{row["verdict"]}</span>'
         difference = _minus(f"{signed(row['mean_difference'])} {bounds(row['ci95'])}")
         two_way = "–" if row["two_way_ci95"] is None else _minus(bounds(row["two_way_ci95"]))
+        loss = {True: "yes", False: "not shown", None: "not judged"}[row["non_inferior"]]
+        lowest = "–"
+        if row["worst_class_difference"] is not None:
+            lowest = _minus(f"{signed(row['worst_class_difference'])} {bounds(row['worst_class_ci95'])}")
     worst = arm["worst_class"]
     return [
         verdict,
         difference,
         with_margin(arm["mean"], arm["ci95"]),
+        loss,
         count(arm["n_kept"]),
         count(arm["steps"]),
         count(arm["batch_size"]),
@@ -131,6 +142,7 @@ def _cells(arm: Mapping[str, Any], row: Mapping[str, Any] | None) -> list[str]:
         count(arm["examples_touched"]),
         two_way,
         escape(f"{worst['accuracy']:.1f} ({worst['name']})"),
+        lowest,
         escape(arm["score"] or "–"),
         escape(arm["protocol"]),
         "–" if arm["alpha"] is None else f"{arm['alpha']:g}",
@@ -190,8 +202,9 @@ def _configuration(page: PageInputs) -> str:
 def _glossary(results: Mapping[str, Any]) -> str:
     items = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in GLOSSARY.items())
     rule = (
-        f"Verdicts: paired t over replicates, two-sided 5 %, Holm over the arms of one keep; at least "
-        f"{results['min_replicates']} replicates. Each interval has the level of its own Holm step, so it leaves 0 out "
-        "exactly where the verdict is better or worse; taken alone it covers at least 95 %."
+        f"Verdicts: paired over at least {results['min_replicates']} replicates, two-sided 5 % over all pruned arms of one "
+        "keep: by paired t for one arm, by Dunnett or Holm for several, as said under each chart. The interval shown is the "
+        "one that decides: it leaves 0 out exactly where the verdict is better or worse, and taken alone it covers at least "
+        "95 %. The full data is no candidate and is judged by itself."
     )
     return f"<section><h2>What the words mean</h2><p>{rule}</p><dl>{items}</dl></section>"

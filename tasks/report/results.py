@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.errors import CorruptError, InputError
-from cluster.record import Part, Seal
+from cluster.record import Seal
 from cluster.storage import Store
 from tasks.budget import batches_of
 from tasks.comparison import MIN_REPLICATES, Comparison, Sample, compare_with_random, mean_interval
+from tasks.comparison.classes import worst_class
+from tasks.comparison.power import POWER
+from tasks.comparison.verdict import NON_INFERIORITY_POINTS
 from tasks.quarantine import left_out
+from tasks.report.correctness import Correctness
 from tasks.report.inputs import ArmResult
-from tasks.report.wording import arm_sentence, headline, keep_sentence, notes
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Ints = np.ndarray[Any, np.dtype[np.int64]]
-    Bools = np.ndarray[Any, np.dtype[np.bool_]]
+from tasks.report.wording import adjustment_sentence, arm_sentence, headline, keep_sentence, notes
 
 SELECTION_FACTS = (
     "n", "missing", "n_missing", "missing_causes",
@@ -29,8 +27,6 @@ SELECTION_FACTS = (
 )  # fmt: skip
 # Digits after the point of every number: more would print rounding noise.
 DIGITS = 9
-# Points by which a sealed accuracy may differ from its own table of test predictions.
-AGREEMENT = 1e-3
 
 
 def build_results(
@@ -41,16 +37,19 @@ def build_results(
     store: Store,
     *,
     min_replicates: int = MIN_REPLICATES,
+    non_inferiority_points: float = NON_INFERIORITY_POINTS,
 ) -> dict[str, Any]:
     """Return results.json of a run as plain values: deterministic, free of NaN, accuracies in percent of the last step.
 
-    `min_replicates` below which no verdict is given: 5 for comparisons named in advance, 10 for a sweep or search.
+    `min_replicates` below which no verdict is given: 5 for comparisons named in advance, 10 for a sweep or search. The
+    pruned arms of one keep are adjusted for as one family. Training on the full data answers another question, what
+    pruning costs, and is no candidate: it is judged by itself.
     Raises InputError on arms that cannot be compared: two random arms at a keep, two arms of one name at a keep,
     replicates that share a seed, arms whose replicates have different seeds; CorruptError where a sealed accuracy is
     not that of its predictions.
     """
     check_arms(arms)
-    reader = _Correctness(store)
+    reader = Correctness(store)
     samples = [reader.sample(arm) for arm in arms]
     comparisons = []
     for keep in keeps_of(arms):
@@ -58,14 +57,18 @@ def build_results(
         baseline = [(arm, sample) for arm, sample in group if arm.is_random]
         if not baseline:
             continue
-        found = compare_with_random(
-            {arm.name: sample for arm, sample in group if not arm.is_random},
-            baseline[0][1],
-            margin_points=margin_points,
-            versus=baseline[0][0].name,
-            min_replicates=min_replicates,
-        )
-        comparisons += [_comparison_row(keep, item) for item in found]
+        verdicts: dict[str, Comparison] = {}
+        for whole in (False, True):
+            found = compare_with_random(
+                {arm.name: sample for arm, sample in group if arm.is_full == whole and not arm.is_random},
+                baseline[0][1],
+                margin_points=margin_points,
+                non_inferiority_points=non_inferiority_points,
+                versus=baseline[0][0].name,
+                min_replicates=min_replicates,
+            )
+            verdicts |= {item.arm: item for item in found}
+        comparisons += [_comparison_row(keep, verdicts[arm.name]) for arm, _ in group if arm.name in verdicts]
     meta = index.meta
     results: dict[str, Any] = {
         "run": run_name,
@@ -80,6 +83,8 @@ def build_results(
         },
         "margin_points": margin_points,
         "min_replicates": min_replicates,
+        "non_inferiority_points": non_inferiority_points,
+        "power": POWER,
         "arms": [_arm_row(arm, sample, meta) for arm, sample in zip(arms, samples)],
         "comparisons": comparisons,
     }
@@ -87,7 +92,17 @@ def build_results(
     for row in results["comparisons"]:
         row["sentence"] = arm_sentence(row)
     results["headline"] = headline(results)
-    results["keeps"] = [{"keep": keep, "sentence": keep_sentence(results, keep)} for keep in _plain(keeps_of(arms))]
+    full = {arm.name for arm in arms if arm.is_full}
+    results["keeps"] = [
+        {
+            "keep": keep,
+            "sentence": keep_sentence(results, keep),
+            "adjustment": adjustment_sentence(
+                [row for row in results["comparisons"] if row["keep"] == keep and row["arm"] not in full]
+            ),
+        }
+        for keep in _plain(keeps_of(arms))
+    ]
     results["notes"] = notes(results)
     return results
 
@@ -152,57 +167,6 @@ def _same_seeds(arms: Sequence[ArmResult]) -> None:
                 )
 
 
-class _Correctness:
-    """Read which test examples a training got right, each training once."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.read: dict[str, tuple[Ints, Bools]] = {}
-        self.ids: Ints | None = None
-
-    def sample(self, arm: ArmResult) -> Sample:
-        import numpy as np
-
-        accuracy = np.array([float(seal.meta["accuracy"]) for seal in arm.trains])
-        return Sample(accuracy, np.stack([self._of(arm, seal) for seal in arm.trains]))
-
-    def _of(self, arm: ArmResult, seal: Seal) -> Bools:
-        import numpy as np
-
-        from tasks.tables import load_part
-
-        if seal.key not in self.read:
-            part = part_named(seal, "test.parquet")
-            table = load_part(self.store, part, ["example_id", "label", "predicted"])
-            ids = table.column("example_id").to_numpy()
-            order = np.argsort(ids, kind="stable")
-            right = (table.column("label").to_numpy() == table.column("predicted").to_numpy())[order]
-            share, stated = 100.0 * float(right.mean()) if len(right) else 0.0, float(seal.meta["accuracy"])
-            if abs(share - stated) > AGREEMENT:
-                raise CorruptError(
-                    f"training {seal.key[:12]} of arm {arm.name!r}: its seal states a test accuracy of {stated:.4f} %, "
-                    f"its predictions in {self.store.url(part.name)} give {share:.4f} %"
-                )
-            self.read[seal.key] = ids[order], right
-        ids, right = self.read[seal.key]
-        if self.ids is None:
-            self.ids = ids
-        if not np.array_equal(ids, self.ids):
-            raise InputError(
-                f"training {seal.key[:12]} of arm {arm.name!r} was tested on {len(ids)} examples that are not the "
-                f"{len(self.ids)} of the other arms: arms are compared on one test set"
-            )
-        return right
-
-
-def part_named(seal: Seal, name: str) -> Part:
-    """Return the part of a seal whose last name is `name`. Raises CorruptError."""
-    for part in seal.parts:
-        if part.name.rpartition("/")[2] == name:
-            return part
-    raise CorruptError(f"the seal of {seal.stage} {seal.key[:12]} lists no part {name!r}")
-
-
 def _common(arm: ArmResult, field: str) -> Any:
     """Return the value that all trainings of the arm share, or refuse to call them replicates."""
     values = [seal.meta[field] for seal in arm.trains]
@@ -220,6 +184,7 @@ def _arm_row(arm: ArmResult, sample: Sample, index: Any) -> dict[str, Any]:
     classes = [_mean_or_none(list(values)) for values in zip(*(seal.meta["class_accuracy"] for seal in arm.trains))]
     names = list(index.get("class_names") or range(len(classes)))
     worst, lowest = min(((k, value) for k, value in enumerate(classes) if value is not None), key=lambda pair: pair[1])
+    lowest_each = None if sample.by_class is None else worst_class(sample.by_class)
     kept, steps, batch = _common(arm, "num_kept"), _common(arm, "steps"), _common(arm, "batch_size")
     row: dict[str, Any] = {
         "name": arm.name,
@@ -239,7 +204,11 @@ def _arm_row(arm: ArmResult, sample: Sample, index: Any) -> dict[str, Any]:
         "ci95": interval,
         "validation_mean": _mean_or_none([seal.meta.get("validation_accuracy") for seal in arm.trains]),
         "class_accuracy": classes,
+        # The class that is worst on average, and each replicate's own worst, which is never above it.
         "worst_class": {"label": worst, "name": str(names[worst]), "accuracy": lowest},
+        "worst_class_accuracy": lowest_each,
+        "worst_class_mean": None if lowest_each is None else float(lowest_each.mean()),
+        "worst_class_ci95": None if lowest_each is None else mean_interval(lowest_each),
         "weighting": arm.trains[0].meta.get("weighting"),
         "seeds": [seal.meta.get("seed") for seal in arm.trains],
     }

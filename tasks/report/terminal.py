@@ -24,6 +24,8 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     for entry in results["keeps"]:
         console.print(keep_table(results, entry["keep"], narrow=console.width < WIDE))
         console.print(Text(entry["sentence"]), soft_wrap=False)
+        if entry["adjustment"]:
+            console.print(Text(entry["adjustment"], style="dim"), soft_wrap=False)
         console.print()
     for note in results["notes"]:
         style = "bold yellow" if note.startswith("Slice") else "dim"

@@ -10,18 +10,23 @@ from tasks.selection.spec import missing_note
 VERDICTS = ("better", "equivalent", "worse", "undecided")
 
 GLOSSARY = {
-    "better": "The whole interval of the arm's paired difference to random lies above 0, after Holm's adjustment for "
-    "all arms compared at that keep.",
+    "better": "The whole interval of the arm's paired difference to random lies above 0, after adjustment for all pruned "
+    "arms compared at that keep.",
     "worse": "The whole adjusted interval lies below 0.",
-    "equivalent": "The whole adjusted interval lies within the stated margin around 0 (two one-sided tests), and the "
-    "test set is large enough for that margin.",
+    "equivalent": "Two one-sided tests at 5 %: the 90 % interval lies within the stated margin around 0, wider by Holm's "
+    "adjustment where several arms are compared, and the test set is large enough for that margin.",
     "undecided": "None of the other three could be shown. Not the same as equal: the replicates it would take are "
-    "estimated where more of them would help.",
+    "estimated where more of them would help, for 80 % power if the observed difference and spread are the true ones.",
+    "non-inferior": "A loss of the stated margin is ruled out: one-sided 97.5 %, adjusted by Holm. Said beside the verdict.",
     "replicate": "A fresh selection and a fresh training under one pair of seeds, shared by all arms.",
     "paired difference": "Accuracy of the arm minus accuracy of random in the same replicate, in percentage points.",
     "interval": "A 95 % t interval over replicates, of the difference or of the accuracy. That of a difference is "
-    "adjusted as its verdict is (Holm), so it may be wider.",
+    "adjusted as its verdict is, so it may be wider.",
     "two-way interval": "The same, with the test examples taken as a sample too.",
+    "Dunnett, Holm": "The adjustments for several arms. Dunnett's where at least three have spreads that agree (Bartlett's "
+    "p above 0.25): each is judged by the spread they share, and by its own. Holm's elsewhere: each by its own alone.",
+    "worst class": "The class with the lowest accuracy. Its difference to random is that of each replicate's own worst "
+    "classes, with a plain 95 % interval: described, not judged.",
     "keep": "The fraction of the train split that is kept after validation is taken out.",
     "signal, exploration": "The top of the ranking by score; a uniform draw from the rest.",
     "effective sample size": "(sum w)^2 / sum w^2 of the weights w (Kish): how many equally weighted examples they are "
@@ -95,8 +100,27 @@ def arm_sentence(row: Mapping[str, Any]) -> str:
         return text + f" ({row['reason']})." if ";" in row["reason"] or "small" in row["reason"] else text + "."
     if verdict == "equivalent":
         return f"{arm} is equivalent to {versus}: {difference}; {row['reason']}."
-    tail = needed_text(row)
-    return f"{arm} is undecided: {difference}; {row['reason']}{'; ' + tail if tail else ''}."
+    tail = [loss_text(row), needed_text(row)]
+    return f"{arm} is undecided: {'; '.join(part for part in (difference, row['reason'], *tail) if part)}."
+
+
+def loss_text(row: Mapping[str, Any]) -> str:
+    """Return that a loss of the non-inferiority margin is ruled out, or an empty string."""
+    return "non-inferior: a loss of the margin is ruled out" if row["non_inferior"] else ""
+
+
+def adjustment_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how the comparisons of one family were adjusted for each other, and why so; empty for none."""
+    if not rows:
+        return ""
+    first = rows[0]
+    arms, p = first["family"], first["spreads_p"]
+    if first["adjustment"] == "paired t":
+        return "One comparison with random: paired t, no adjustment."
+    start = f"{arms} comparisons with random, adjusted by {first['adjustment']} (5 % over all of them)"
+    if p is None:
+        return f"{start}: too few arms or replicates to tell whether their spreads agree."
+    return f"{start}: their spreads {'agree' if first['adjustment'] == 'Dunnett' else 'differ'}, Bartlett's p {p:.2g}."
 
 
 def keep_sentence(results: Mapping[str, Any], keep: float) -> str:

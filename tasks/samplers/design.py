@@ -14,6 +14,8 @@ from cluster.errors import InputError
 F64 = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
+QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -106,6 +108,29 @@ def proportional(m: int, sizes: Sequence[int], ranks: Sequence[int]) -> list[int
     return floors
 
 
+def balanced(m: int, sizes: Sequence[int], ranks: Sequence[int]) -> list[int]:
+    """Return equal budgets, none above its group's size, that add up to exactly m; needs m <= sum of the sizes.
+
+    What a small group cannot take is handed out equally over those with room, until nothing is left over. The last few,
+    fewer than there are groups with room, go one a group by `ranks` (smallest first).
+    """
+    budgets = [0] * len(sizes)
+    left, room = m, sorted(range(len(sizes)), key=lambda g: sizes[g])
+    while room and sizes[room[0]] * len(room) <= left:
+        budgets[room[0]] = sizes[room[0]]
+        left -= sizes[room.pop(0)]
+    if room:
+        share, more = divmod(left, len(room))
+        for place, group in enumerate(sorted(room, key=lambda g: ranks[g])):
+            budgets[group] = share + (place < more)
+    return budgets
+
+
+def group_budgets(classes: str, m: int, sizes: Sequence[int], ranks: Sequence[int]) -> list[int]:
+    """Return the budgets of the groups, `proportional` or `balanced`."""
+    return (balanced if classes == "balanced" else proportional)(m, sizes, ranks)
+
+
 def weight_counts(budgets: Sequence[Budget], design: Design) -> list[tuple[float, int]]:
     """Return (weight, rows that carry it) over groups and arms, in ascending weight."""
     pairs: dict[float, int] = {}
@@ -124,7 +149,7 @@ def weight_figures(pairs: Sequence[tuple[float, int]]) -> dict[str, Any]:
     squares = sum(weight * weight * count for weight, count in pairs)
     rows = sum(count for _, count in pairs)
     quantiles: dict[str, float] = {}
-    for name, share in (("min", 0.0), ("q25", 0.25), ("median", 0.5), ("q75", 0.75), ("max", 1.0)):
+    for name, share in QUANTILES.items():
         rank, seen = int(share * (rows - 1)), 0
         for weight, count in pairs:
             seen += count

@@ -12,25 +12,59 @@ from cluster.errors import InputError
 if TYPE_CHECKING:
     from tasks.samplers.design import Budget, Design
 
+SPLIT, SLICE, SIZE = "split", "slice", "size"
+"""How a protocol draws: signal and exploration; uniformly from cells of a slice of the ranking; in proportion to size."""
+
 
 @dataclass(frozen=True)
 class ProtocolInfo:
-    """Describe a protocol. `fixed_alpha` is the only share of signal it can have, None where `alpha` must be given."""
+    """Describe a protocol.
+
+    `params` are the settings it takes, of those that not every protocol takes. `signal_share` is the only share of signal
+    it can have, None where `alpha` says it or there is no such share. `population` is what its weights speak for.
+    """
 
     name: str
-    fixed_alpha: float | None
-    takes_gamma: bool
+    params: tuple[str, ...]
+    signal_share: float | None
+    population: str
+    draws: str
     module: str
     summary: str
 
 
 _ALL = (
-    ProtocolInfo("random", 0.0, False, "tasks.samplers.uniform", "uniform draw; the consistent baseline"),
-    ProtocolInfo("topk", 1.0, False, "tasks.samplers.topk", "the top of the ranking alone; not consistent"),
-    ProtocolInfo("exact", None, False, "tasks.samplers.exact", "signal and exploration, exactly unbiased weights"),
-    ProtocolInfo("approximate", None, False, "tasks.samplers.approximate", "signal and exploration, all weights 1"),
-    ProtocolInfo("tempered", None, True, "tasks.samplers.tempered", "exploration weighted W^gamma, between the two"),
-)
+    ProtocolInfo(
+        "random", ("classes",), 0.0, "all", SPLIT, "tasks.samplers.uniform", "uniform draw; the consistent baseline"
+    ),
+    ProtocolInfo(
+        "topk", ("classes",), 1.0, "signal", SPLIT, "tasks.samplers.topk", "the top of the ranking alone; not consistent"
+    ),
+    ProtocolInfo(
+        "exact", ("alpha", "classes"), None, "all", SPLIT, "tasks.samplers.exact",
+        "signal and exploration, exactly unbiased weights",
+    ),
+    ProtocolInfo(
+        "approximate", ("alpha", "classes"), None, "all", SPLIT, "tasks.samplers.approximate",
+        "signal and exploration, all weights 1",
+    ),
+    ProtocolInfo(
+        "tempered", ("alpha", "gamma", "classes"), None, "all", SPLIT, "tasks.samplers.tempered",
+        "exploration weighted W^gamma, between the two",
+    ),
+    ProtocolInfo(
+        "ccs", ("beta", "strata", "weights", "classes"), None, "retained", SLICE, "tasks.samplers.ccs",
+        "the hardest dropped, the range of scores covered stratum by stratum",
+    ),
+    ProtocolInfo(
+        "band", ("beta", "width", "classes"), None, "band", SLICE, "tasks.samplers.band",
+        "class-balanced draw from a band of the ranking below the hardest, all weights 1",
+    ),
+    ProtocolInfo(
+        "pps", ("floor",), None, "all", SIZE, "tasks.samplers.pps",
+        "inclusion in proportion to the score, exactly unbiased weights",
+    ),
+)  # fmt: skip
 
 PROTOCOLS: dict[str, ProtocolInfo] = {info.name: info for info in _ALL}
 
@@ -45,8 +79,16 @@ def protocol_info(name: str) -> ProtocolInfo:
     return info
 
 
-def design_of(name: str, budgets: Sequence[Budget], gamma: float | None) -> Design:
-    """Return the design of a protocol over one budget a group; `gamma` is for those that take it."""
+def takers(param: str) -> list[str]:
+    """Return the protocols that take a setting."""
+    return [name for name, info in PROTOCOLS.items() if param in info.params]
+
+
+def design_of(
+    name: str, budgets: Sequence[Budget], gamma: float | None = None, weights: str | None = None
+) -> Design:
+    """Return the design of a protocol over one budget a group; gamma and weights are for those that take them."""
     info = protocol_info(name)
+    given = {"gamma": gamma, "weights": weights}
     make = importlib.import_module(info.module).design
-    return cast("Design", make(budgets, gamma) if info.takes_gamma else make(budgets))
+    return cast("Design", make(budgets, *(value for param, value in given.items() if param in info.params)))

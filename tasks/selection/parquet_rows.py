@@ -186,6 +186,11 @@ class ParquetRows:
             ids = self._ids(batch.column(self.id_column)) if columns else np.broadcast_to(_NO_ID, batch.num_rows)
             yield Batch(ids, _scores(batch.column(self.score)), code)
 
+    def read_columns(self, piece: Piece, names: Sequence[str]) -> Iterator[list[npt.NDArray[Any]]]:
+        """Yield numeric columns of a row group side by side, nulls as NaN."""
+        for batch in self._batches(piece, list(names)):
+            yield [_scores(batch.column(name)) for name in names]
+
     def _ids(self, column: pa.Array) -> I64:
         if column.null_count:
             raise InputError(

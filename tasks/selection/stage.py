@@ -15,8 +15,10 @@ from tasks.pool import FunctionWorker, Pool
 from tasks.quarantine import causes_table, left_out, read_examples, tables_of
 from tasks.selecting import SelectInputs, SelectionUnit
 from tasks.selection.calibrated import calibrated_selection
+from tasks.selection.cross_fitting import table_allocation
 from tasks.selection.missing import REFUSE, Missing
 from tasks.selection.rows import IndexRows, RowSource, ScoreTableRows
+from tasks.selection.spec import AUTO
 from tasks.selection.table import SelectionTable
 from tasks.tables import encode_table, load_part, part_check
 
@@ -49,8 +51,11 @@ def run_selection_stage(units: Sequence[Item], inputs: SelectInputs, store: Stor
 def _select(inputs: SelectInputs, store: Store, item: Item) -> tuple[list[Part], dict[str, Any]]:
     key, chosen = item
     classes = int(inputs.index.meta["num_classes"])
-    column = chosen.spec.score
+    spec = chosen.spec
+    column = spec.score
+    threads = max(1, int(inputs.resources.cpus))
     histogram = missing = None
+    allocation: dict[str, Any] = {}
     rows: RowSource
     if column is None:
         rows = IndexRows(store, inputs.index)
@@ -59,15 +64,18 @@ def _select(inputs: SelectInputs, store: Store, item: Item) -> tuple[list[Part],
         rows = ScoreTableRows(store, inputs.merge, column, inputs.index)
         missing = Missing(left_out(inputs.merge)["rows"], np.zeros(classes, dtype=np.int64))
         histogram = inputs.merge.meta["sortable"][column]
+        if spec.alpha == AUTO:
+            spec, allocation = table_allocation(spec, inputs.merge, store, threads)
     selection = calibrated_selection(
         rows,
-        chosen.spec,
+        spec,
         chosen.seed,
         histogram=histogram,
         score_table_key=inputs.merge.key if column is not None and inputs.merge is not None else None,
-        threads=max(1, int(inputs.resources.cpus)),
+        threads=threads,
         missing=missing,
     )
+    selection.facts.update(allocation)
     facts = dict(selection.facts)
     if column is not None and inputs.merge is not None:
         facts["missing_causes"] = left_out(inputs.merge)["causes"]

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cluster.errors import InputError
 from tasks.hashing import I64
-from tasks.samplers.design import Design
+from tasks.samplers.design import F64, Design
 from tasks.schemas import SELECTION
 from tasks.tables import with_metadata
 
@@ -23,14 +23,18 @@ ARMS = ("signal", "exploration")
 
 # What a reader needs to use the weights of one design as that design's.
 _METADATA = ("n", "keep", "alpha", "protocol", "gamma", "seed", "score", "direction", "score_table_key", "estimator",
-             "missing", "n_missing")
+             "population", "missing", "n_missing")
+
+# Only in the files of selections that have them.
+_OPTIONAL = ("by", "classes", "beta", "width", "strata", "weights", "floor", "allocation")
 
 
 @dataclass(frozen=True)
 class SelectionTable:
     """Hold a selection: ids of either arm, ascending; the design; facts (as the select stage's `seal.meta`).
 
-    Groups are None where there is one.
+    Groups are None where there is one. Where inclusion differs from row to row, `explore_prob` and `explore_weight`
+    (as long as `explore_id`, float64) take the place of the design's.
     """
 
     signal_id: I64
@@ -39,6 +43,8 @@ class SelectionTable:
     facts: dict[str, Any] = field(default_factory=dict)
     signal_group: I32 | None = None
     explore_group: I32 | None = None
+    explore_prob: F64 | None = None
+    explore_weight: F64 | None = None
 
     @property
     def num_rows(self) -> int:
@@ -48,9 +54,7 @@ class SelectionTable:
     def metadata(self) -> dict[str, Any]:
         """Return the facts that go into the metadata of every file."""
         out = {name: self.facts[name] for name in _METADATA}
-        if self.facts.get("by") is not None:
-            out["by"] = self.facts["by"]
-        return out
+        return out | {name: self.facts[name] for name in _OPTIONAL if self.facts.get(name) is not None}
 
     def tables(self, rows: int = FILE_ROWS) -> Iterator[pa.Table]:
         """Yield tables of schemas.SELECTION with `rows` rows each (fewer in the last), ascending example_id.
@@ -75,8 +79,14 @@ class SelectionTable:
                 group: Any = 0
             else:
                 group = np.concatenate([self.signal_group[signal], self.explore_group[explore]])[order]
-            probability = np.where(is_explore, self.design.explore_prob[group], 1.0)
-            weight = np.where(is_explore, self.design.explore_weight[group], self.design.signal_weight[group])
+            if self.explore_prob is None or self.explore_weight is None:
+                explore_prob, explore_weight = self.design.explore_prob[group], self.design.explore_weight[group]
+            else:
+                none = np.zeros(cut)
+                explore_prob = np.concatenate([none, self.explore_prob[explore]])[order]
+                explore_weight = np.concatenate([none, self.explore_weight[explore]])[order]
+            probability = np.where(is_explore, explore_prob, 1.0)
+            weight = np.where(is_explore, explore_weight, self.design.signal_weight[group])
             arm = pa.DictionaryArray.from_arrays(is_explore.astype(np.int8), pa.array(ARMS))
             yield pa.Table.from_arrays(
                 [pa.array(ids), arm, pa.array(probability), pa.array(weight.astype(np.float32))], schema=schema

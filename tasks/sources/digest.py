@@ -101,7 +101,7 @@ def _missing(uri: str, role: str) -> InputError:
     return InputError(f"{role}: there is no file or folder {uri}; check data.{role}")
 
 
-def _walk(root: Path, role: str) -> list[tuple[str, Path]]:
+def _walk(root: Path, role: str, hidden: bool) -> list[tuple[str, Path]]:
     out = []
     # Each folder with the real paths of itself and of those above it: one that lies in itself would never end.
     waiting: list[tuple[Path, tuple[Path, ...]]] = [(root, (root.resolve(),))]
@@ -110,7 +110,7 @@ def _walk(root: Path, role: str) -> list[tuple[str, Path]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 path = folder / entry.name
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") and not hidden:
                     continue
                 if not entry.is_dir():
                     out.append(path)
@@ -128,7 +128,7 @@ def _remote_ref(entry: dict[str, Any], relative: str) -> FileRef:
     return FileRef(relative, f"s3://{entry['name']}", f"etag:{tag}:{size}", size)
 
 
-def _list_remote(uri: str, role: str, wanted: Callable[[str], bool]) -> list[FileRef]:
+def _list_remote(uri: str, role: str, wanted: Callable[[str], bool], hidden: bool) -> list[FileRef]:
     fs, root = filesystem(uri)
     root = root.rstrip("/")
     try:
@@ -148,26 +148,34 @@ def _list_remote(uri: str, role: str, wanted: Callable[[str], bool]) -> list[Fil
     out = []
     for path, entry in sorted(found.items()):
         relative = path.removeprefix(root).lstrip("/")
-        hidden = any(word.startswith(".") for word in relative.split("/"))
-        if relative and not hidden and not path.endswith("/") and wanted(relative):
+        shown = hidden or not is_hidden(relative)
+        if relative and shown and not path.endswith("/") and wanted(relative):
             out.append(_remote_ref(entry, relative))
     return out
 
 
-def list_location(uri: str, role: str, wanted: Callable[[str], bool] = lambda relative: True) -> list[FileRef]:
+def is_hidden(relative: str) -> bool:
+    """Return whether a name, or that of a folder it lies in, begins with a dot."""
+    return any(word.startswith(".") for word in relative.split("/"))
+
+
+def list_location(
+    uri: str, role: str, wanted: Callable[[str], bool] = lambda relative: True, *, hidden: bool = False
+) -> list[FileRef]:
     """Return the digested files of a file or folder, sorted by relative name; a single file is known by its base name.
 
-    In a folder, names that begin with a dot are left out, and those that `wanted` refuses.
+    In a folder, names that begin with a dot are left out unless `hidden`, and those that `wanted` refuses.
     Raises InputError where nothing is there.
     """
     if is_remote(uri):
-        return _list_remote(uri, role, wanted)
+        return _list_remote(uri, role, wanted, hidden)
     root = local_path(uri)
     if root.is_file():
         return digest_files(root, [(root.name, root)], role)
     if not root.is_dir():
         raise _missing(str(root), role)
-    return digest_files(root, [(relative, path) for relative, path in _walk(root, role) if wanted(relative)], role)
+    files = [(relative, path) for relative, path in _walk(root, role, hidden) if wanted(relative)]
+    return digest_files(root, files, role)
 
 
 def list_named(uris: Iterable[str], role: str) -> list[FileRef]:

@@ -10,7 +10,7 @@ from cluster.errors import InputError
 from cluster.fingerprint import sha256
 from cluster.storage import filesystem
 from tasks.quarantine import plain_message
-from tasks.sources.digest import is_remote, join_uri, list_location
+from tasks.sources.digest import is_hidden, is_remote, join_uri, list_location
 from tasks.sources.protocol import (
     UNDECODABLE,
     WRONG_SHAPE,
@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 # What file managers leave behind.
 LITTER = ("thumbs.db", "desktop.ini")
+
+
+def _is_meant(name: str) -> bool:
+    """Return whether a file may be an example; one that a dot hides only where it looks like an image."""
+    last = name.lower().rpartition("/")[2]
+    # macOS keeps what else it knows of x.png in ._x.png.
+    if last in LITTER or last.startswith("._"):
+        return False
+    return not is_hidden(name) or last.endswith(ENDINGS)
 
 
 class UndecodableError(Exception):
@@ -58,7 +67,11 @@ class ImageSource:
     def files(self) -> list[FileRef]:
         """Return the images, sorted by relative name. Raises InputError for what is no image, or outside a class."""
         if self._files is None:
-            found = list_location(self.uri, self.location, lambda name: name.lower().rpartition("/")[2] not in LITTER)
+            found = list_location(self.uri, self.location, _is_meant, hidden=True)
+            hidden = [file.relative for file in found if is_hidden(file.relative)]
+            if hidden:
+                raise InputError(f"{self.location}: {hidden[0]} is hidden by a dot, in its name or its folder's "
+                                 f"({len(hidden)} such images); rename what begins with a dot, or take it away")
             # Files beside the class folders (a README, a licence) belong to no class; an image there is a mistake.
             loose = [file.relative for file in found if "/" not in file.relative]
             lost = [name for name in loose if name.lower().endswith(ENDINGS)]

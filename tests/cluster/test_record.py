@@ -156,6 +156,21 @@ def test_a_seal_of_many_parts_is_small_in_memory_and_pickles() -> None:
     assert Seal.from_bytes(seal.to_bytes(), "here") == seal
 
 
+def test_texts_that_look_like_a_seal_are_read_as_texts() -> None:
+    texts = ['"parts":[', "}", "{", "],", 'a"}', "\\", '\\"', "é"]
+    parts = [Part(f"{folder}{text}", 1, 2, sha256(text.encode())) for folder in ("", "a/", "b/") for text in texts]
+    meta = {"quarantine": {"parts": [{"name": text} for text in texts]}, "}],": texts}
+    for some in (parts, parts[:1], []):
+        seal = Seal('"parts":[]', KEY, some, meta)
+        assert sorted(seal.parts, key=lambda part: part.name) == sorted(some, key=lambda part: part.name)
+        data = seal.to_bytes()
+        assert Seal.from_bytes(data, "here") == seal and Seal.from_bytes(data, "here").to_bytes() == data
+        for at in range(0, len(data), 3):
+            for wrong in (data[:at], data[:at] + data[at + 1 :], data[:at] + b"!" + data[at + 1 :], data[:at] + b"," + data[at:]):
+                with pytest.raises(CorruptError, match="it was changed after publishing"):
+                    Seal.from_bytes(wrong, "here")
+
+
 def test_several_seals_share_a_folder_of_parts(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     scorer = "f" * 64

@@ -102,12 +102,36 @@ def test_a_full_disk_leaves_neither_object_nor_scratch(store: Store, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
-            store.create("a/b", b"x")
+        for write in (store.create, store.replace):
+            with pytest.raises(OSError, match=rf"No space left on device: free some space there .*'{store.uri}'"):
+                write("a/b", b"x")
         with pytest.raises(InputError, match=r"cannot be written .*No space"):
             store.check_writable()
     assert not store.exists("a/b")
     assert not list(Path(store.uri, "tmp").iterdir())
+
+
+def test_users_files_on_a_full_disk_are_named_and_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "out").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"free some space there .*'{tmp_path}'"):
+        replace_uri(str(tmp_path / "out"), b"new")
+    with pytest.raises(OSError, match=f"free some space there .*'{tmp_path}'"), replacing_uri(str(tmp_path / "out")) as scratch:
+        scratch.write_bytes(b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out", b"old")]
+
+
+def test_a_store_is_probed_once_in_a_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = store.check_writable()
+
+    def probed(*_: object) -> None:
+        raise AssertionError("it was probed again")
+
+    monkeypatch.setattr("cluster.storage.probe", probed)
+    assert Store(store.uri).guarantees() == found
 
 
 def test_a_file_system_without_hard_links_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -97,5 +98,7 @@ def test_cancel_ends_every_rank(make: Callable[..., Any], tmp_path: Path) -> Non
     canceller.join()
     pids = [int(path.name.rpartition("-")[2]) for path in folder.glob("try-*")]
     assert len(pids) == 2
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
-    assert not alive
+    for pid in pids:
+        # Most have ended by now, and one may end while it is looked at.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).wait(15)

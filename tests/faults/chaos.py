@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -143,6 +143,7 @@ class Campaign:
     chance: random.Random
     totals: Counter[str]
     expected: dict[str, str]
+    struck: Counter[tuple[str, str]]
     outage: Any = None
     kills: list[Kill] = field(default_factory=list)
     starts: int = 0
@@ -203,16 +204,29 @@ class Campaign:
             found["object store"] = self.outage
         return found
 
+    def choose(self, kinds: KeysView[str], stage: str) -> str:
+        """Return a kind of those killed least so far, of them one killed least in this stage; in each round the driver first."""
+
+        def rank(kind: str) -> tuple[int, int, bool]:
+            so_far = sum(count for (killed, _), count in self.struck.items() if killed == kind)
+            return so_far, self.struck[kind, stage], kind != "driver"
+
+        least = min(map(rank, kinds))
+        kind = self.chance.choice(sorted(kind for kind in kinds if rank(kind) == least))
+        self.struck[kind, stage] += 1
+        return kind
+
     def strike(self, stage: str, number: int) -> None:
         """Kill something, and see to it that the run goes on."""
         self.cluster.restore()
+        # Looked at first: what is chosen may end while a bucket is read.
+        committed = self.view.objects(matching(self.view.names(), *SEALED))
         deadline = time.monotonic() + 2
         while "worker" not in (found := self.targets()) and found and time.monotonic() < deadline:
             time.sleep(0.02)
         if not found:
             return
-        what = "object store" if self.outage is not None and self.chance.random() < 0.5 else self.chance.choice(sorted(found))
-        committed = self.view.objects(matching(self.view.names(), *SEALED))
+        what = self.choose(found.keys(), stage)
         kill = Kill(number, f"{self.number} ({'S3' if self.outage else 'folder'})", stage, what, committed)
         self.kills.append(kill)
         print(f"{number}: {what} in {stage}, {len(committed)} objects committed", file=sys.stderr, flush=True)
@@ -235,7 +249,9 @@ class Campaign:
             try:
                 found[what].send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:
-                kill.what += " (had just ended)"
+                # It had just ended: nothing was killed here.
+                self.struck[what, stage] -= 1
+                self.kills.remove(kill)
 
     def run(self, first: int, most: int) -> str:
         """Run to the end with at most `most` kills, and return the digest of all that is sealed."""
@@ -261,23 +277,21 @@ class Campaign:
 @contextmanager
 def gateway() -> Iterator[Any]:
     """Yield an object gateway, or None, with the reason on standard error, where it cannot be had."""
-    from tests.s3.gateway import ACCESS, SECRET, Gateway, missing
+    from tests.s3.gateway import ACCESS, SECRET, missing, start_gateway
 
     if missing():
         print(f"no campaign on S3: {', '.join(missing())} not installed", file=sys.stderr)
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="rgw", dir="/tmp") as folder:
-        own = Gateway(Path(folder))
-        try:
-            own.boot()
-            os.environ |= {
-                "AWS_ENDPOINT_URL": own.url, "AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET,
-                "AWS_DEFAULT_REGION": "us-east-1",
-            }  # fmt: skip
-            yield own
-        finally:
-            own.close()
+    own = start_gateway()
+    try:
+        os.environ |= {
+            "AWS_ENDPOINT_URL": own.url, "AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }  # fmt: skip
+        yield own
+    finally:
+        own.close()
 
 
 def markdown(command: str, kills: list[Kill], digests: list[str], seconds: float, without_s3: bool) -> str:
@@ -336,12 +350,13 @@ def main() -> int:
         cluster = RayCluster()
         stack.callback(cluster.close)
         number = 0
+        struck: Counter[tuple[str, str]] = Counter()
         while len(kills) < arguments.kills:
             number += 1
             on_s3 = own is not None and number % 2 == 0
             folder = root / f"run{number}"
             view: View = Bucket(own.url, f"chaos-{number}") if on_s3 else Folder(folder / "store")
-            campaign = Campaign(number, folder, view, cluster, chance, totals, expected, own if on_s3 else None)
+            campaign = Campaign(number, folder, view, cluster, chance, totals, expected, struck, own if on_s3 else None)
             digests.append(campaign.run(len(kills) + 1, arguments.kills - len(kills)))
             kills += campaign.kills
             assert number < arguments.kills, "runs end before anything can be killed"

@@ -25,6 +25,9 @@ SMALL = (
     "train.checkpoint_every_s=0", "train.full=false",
 )  # fmt: skip
 
+# Where nothing depends on their number: each worker costs its start, 3 s of processor time.
+ONE_WORKER = tuple(f"{part}.resources.workers=1" for part in ("data", "proxy", "score", "select", "train"))
+
 
 def _default_signals() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -22,8 +22,6 @@ from flows.prefect_settings import client_environment, environment
 from flows.server import OwnServer
 from tests.faults import driver_case as case
 
-pytestmark = pytest.mark.xdist_group("cancellation")
-
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
@@ -65,7 +63,7 @@ def wait_until(happened: Callable[[], Any], seconds: float, what: Callable[[], s
     return found
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_cancelled_through_the_api_stops_the_work_and_exits_143(
     served: tuple[subprocess.Popen[bytes], Path], tmp_path: Path
 ) -> None:
@@ -89,8 +87,8 @@ def test_cancelled_through_the_api_stops_the_work_and_exits_143(
         ]  # fmt: skip
         assert len(workers) > 3
         client.set_flow_run_state(run.id, Cancelling(), force=True)
-        # 10 s from the signal, and what Prefect's runner takes to see that it was asked.
-        case.assert_gone(workers, 12)
+        # 10 s from the signal, what Prefect's runner takes to see that it was asked, and room for a busy machine.
+        case.assert_gone(workers, 40)
         state = wait_until(lambda: (now := client.read_flow_run(run.id).state) and now.is_final() and now, 60, told)
     assert state.name == "Cancelled"
     assert "Process exited with status code: 143" in log.read_text(), told()

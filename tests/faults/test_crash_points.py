@@ -11,10 +11,10 @@ from tests.faults.forked import run_points
 STAGES = ("shard", "proxy", "score", "merge", "select", "subset", "train", "report")
 
 # place:storage:faults. `files` counts single steps of the kernel, `objects` calls on a store of files, `bucket` calls on
-# an fsspec file system that puts objects whole. `crashes` are before and after each, `before` before each.
+# an fsspec file system that puts objects whole. `crashes` are before each and after the last, `before` before each.
 CRASHES = (
     "protocol:files:before", "protocol:objects:crashes", "protocol:bucket:crashes", "score:files:before",
-    "proxy:bucket:crashes", *(f"{stage}:objects:crashes" for stage in STAGES),
+    *(f"{stage}:objects:crashes" for stage in STAGES),
 )  # fmt: skip
 # An I/O error before and after each call, each call sent twice, each slow; every read cut short.
 ERRORS = (
@@ -22,13 +22,13 @@ ERRORS = (
     "proxy:objects:reads", "score:objects:reads", "merge:objects:reads", "subset:objects:reads",
 )  # fmt: skip
 
-# A group of its own: nothing here needs the cluster of the other tests of faults.
+# One process: both tests look at what one enumeration found.
 pytestmark = [pytest.mark.xdist_group("crash-points"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_points(tmp_path_factory.mktemp("points"), (*CRASHES, *ERRORS))
+def found() -> dict[str, Any]:
+    return run_points((*CRASHES, *ERRORS))
 
 
 def assert_right(found: dict[str, Any], places: tuple[str, ...], least: int) -> None:
@@ -42,7 +42,7 @@ def assert_right(found: dict[str, Any], places: tuple[str, ...], least: int) -> 
 
 
 def test_a_crash_at_any_point_is_resumed_to_the_same_bytes(found: dict[str, Any]) -> None:
-    assert_right(found, CRASHES, 180)
+    assert_right(found, CRASHES, 140)
     # The enumeration saw what the protocol is made of.
     calls = found["protocol:files:before"]["calls"]
     assert sum(call.startswith("os.link ") for call in calls) == 4

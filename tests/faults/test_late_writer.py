@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.faults.forked import run_points
 
 PLACES = ("proxy:objects:late", "score:objects:late", "merge:objects:late", "subset:objects:late", "train:objects:late")
 
-pytestmark = [pytest.mark.xdist_group("crash-points"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
-def test_a_late_writer_adopts_what_is_sealed_and_rewrites_nothing(tmp_path: Path) -> None:
-    found = run_points(tmp_path, PLACES)
+def test_a_late_writer_adopts_what_is_sealed_and_rewrites_nothing() -> None:
+    found = run_points(PLACES)
     wrong = [line for place in found.values() for line in place["wrong"]]
     assert not wrong, "\n".join(wrong)
     points = {name: place["points"] for name, place in found.items()}

@@ -38,8 +38,8 @@ SETTINGS = (
 Objects = dict[str, tuple[int, int, bytes]]
 
 
-def config() -> RunConfig:
-    return load_config(case.CONFIG, SETTINGS)
+def config(*more: str) -> RunConfig:
+    return load_config(case.CONFIG, (*SETTINGS, *more))
 
 
 def sealed(root: Path) -> Objects:
@@ -81,10 +81,10 @@ class Killer:
         self.killed[stage] += 1
 
 
-def run_under(killer: Killer, root: Path, scratch: Path) -> dict[str, Any]:
+def run_under(killer: Killer, root: Path, scratch: Path, *more: str) -> dict[str, Any]:
     with RaySession("auto", scratch=scratch) as session:
         killer.pool = session.pool(killer)
-        return run_serially(make_plan(config()), Store(str(root)), killer.pool)
+        return run_serially(make_plan(config(*more)), Store(str(root)), killer.pool)
 
 
 def check(killer: Killer, root: Path, results: dict[str, Any], undisturbed: tuple[dict[str, bytes], Any]) -> None:
@@ -102,7 +102,7 @@ def check(killer: Killer, root: Path, results: dict[str, Any], undisturbed: tupl
     assert len(rows) == len(set(rows)) == results["dataset"]["n_train"]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_workers_and_actors_killed_in_every_stage(
     ray_session: Any, tmp_path: Path, undisturbed: tuple[dict[str, bytes], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,13 +119,15 @@ def test_workers_and_actors_killed_in_every_stage(
     killer = Killer(tmp_path / "store", kill_process, kill_actors)
     ray_session.restore()
     with caplog.at_level(logging.INFO, "secateur.ray"):
-        results = run_under(killer, tmp_path / "store", tmp_path / "scratch")
+        # Two for each stage: all of them are started again twice in each.
+        two = [f"{part}.resources.workers=2" for part in ("score", "select", "train")]
+        results = run_under(killer, tmp_path / "store", tmp_path / "scratch", *two)
     check(killer, tmp_path / "store", results, undisturbed)
     for stage in STAGES:
         assert f"{stage}: a worker died" in caplog.text
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_nodes_lost_in_every_stage(
     ray_session: Any, tmp_path: Path, undisturbed: tuple[dict[str, bytes], Any]
 ) -> None:

@@ -12,8 +12,6 @@ import yaml
 
 from tests.faults import driver_case as case
 
-pytestmark = pytest.mark.xdist_group("poison")
-
 RETRIES = 2
 SHARDS = 6
 POISON = 7.0
@@ -67,11 +65,11 @@ def start(folder: Path) -> subprocess.Popen[str]:
     return case.start(folder / "store", config=str(path), settings=())
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_a_poison_shard_costs_its_retries_and_is_named(tmp_path: Path) -> None:
     store = tmp_path / "store"
     process = start(tmp_path)
-    _, error = process.communicate(timeout=180)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 1, error
     assert "Traceback" not in error
     last = error.strip().splitlines()[-1]
@@ -89,7 +87,7 @@ def test_a_poison_shard_costs_its_retries_and_is_named(tmp_path: Path) -> None:
     # Once the cause is mended, only that shard is left to do.
     (tmp_path / "antidote").touch()
     process = start(tmp_path)
-    _, error = process.communicate(timeout=180)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     done = case.published(store)
     assert {name: done[name] for name in kept} == kept

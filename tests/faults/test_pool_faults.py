@@ -1,4 +1,4 @@
-"""What the pool does when workers and nodes die under it."""
+"""What the pool does when workers and nodes die under it; whole runs that lose nodes are in `test_node_death.py`."""
 
 from __future__ import annotations
 
@@ -68,21 +68,6 @@ def test_a_killed_process_is_replaced(pool: Any, tmp_path: Path) -> None:
     os.kill(victim, signal.SIGKILL)
     got += [index for index, _ in results]
     assert sorted(got) == list(range(20))
-
-
-def test_a_lost_node_changes_nothing_in_the_results(pool: Any, ray_session: Any, tmp_path: Path) -> None:
-    results = pool.map(partial(Marks, str(tmp_path), 0.3), range(40), label="score", resources=Resources(retries=1))
-    got = dict([next(results)])
-    victim = None
-    for index, value in results:
-        got[index] = value
-        used = {path.read_text() for path in tmp_path.glob("[0-9]*")}
-        nodes = [node for node in ray_session.cluster.worker_nodes if node.node_id in used]
-        if victim is None and nodes:
-            victim = nodes[0].node_id
-            ray_session.cluster.remove_node(nodes[0], allow_graceful=False)
-    assert victim is not None
-    assert {index: item for index, (item, _) in got.items()} == {index: index for index in range(40)}
 
 
 def test_when_no_node_is_left_for_a_worker_the_stage_ends_with_what_is_missing(

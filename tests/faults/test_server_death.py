@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from tests.faults import driver_case as case
 # Small in all: what matters is that every stage is passed with the API gone.
 SETTINGS = (
     "data.limit=400", "data.shard_rows=400", "score.scores=[el2n]", "select.arms=[{protocol: topk, score: el2n}]",
-    "proxy.seeds=1", "proxy.epochs=2", "train.replicates=2", "train.steps=20", "train.full=false",
+    "proxy.seeds=1", "proxy.epochs=2", "train.replicates=2", "train.steps=20", "train.full=false", *case.ONE_WORKER,
 )  # fmt: skip
 MIDDLE = "stages/proxy-*/seal.json"
 
@@ -32,8 +31,7 @@ def check(out: str, error: str, code: int | None) -> None:
     assert "Traceback" not in error and "prefect." not in error
 
 
-@pytest.mark.xdist_group("own-server")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_own_server_that_dies_or_hangs_does_not_end_the_run(tmp_path: Path, number: signal.Signals) -> None:
     store = tmp_path / "store"
@@ -103,19 +101,7 @@ class Relay:
         self.listener.close()
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[OwnServer]:
-    own = OwnServer(tmp_path / "server")
-    own.start()
-    try:
-        own.wait()
-        yield own
-    finally:
-        own.stop()
-
-
-@pytest.mark.xdist_group("users-server")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_users_server_that_answers_503_does_not_end_the_run(tmp_path: Path, server: OwnServer) -> None:
     store = tmp_path / "store"
     relay = Relay(int(server.url.split(":")[2].partition("/")[0]))

@@ -15,12 +15,10 @@ from cluster.fingerprint import sha256
 from tests.faults import driver_case as case
 from tests.faults.forked import ROOT, run_points, run_races
 
-pytestmark = pytest.mark.xdist_group("crash-points")
-
 
 @pytest.mark.timeout(600)
-def test_three_runs_racing_train_every_unit_once_and_end_alike(tmp_path: Path) -> None:
-    found = run_races(tmp_path, 3)
+def test_three_runs_racing_train_every_unit_once_and_end_alike() -> None:
+    found = run_races(3)
     assert not found["wrong"], "\n".join(found["wrong"])
     assert len(found["trained"]) == 3
     assert {sum(shares) for shares in found["trained"]} == {found["units"]}
@@ -29,18 +27,18 @@ def test_three_runs_racing_train_every_unit_once_and_end_alike(tmp_path: Path) -
 
 
 @pytest.mark.timeout(600)
-def test_a_run_killed_beside_another_is_overtaken_at_once(tmp_path: Path) -> None:
+def test_a_run_killed_beside_another_is_overtaken_at_once() -> None:
     # A lease elsewhere is void after 120 s: these points would take longer than the test may if death were not seen here.
-    found = run_points(tmp_path, ("proxy:objects:killed",))["proxy:objects:killed"]
+    found = run_points(("proxy:objects:killed",))["proxy:objects:killed"]
     assert not found["wrong"], "\n".join(found["wrong"])
     assert found["points"] >= 10
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_two_commands_on_one_store_both_end_well(tmp_path: Path) -> None:
     store = tmp_path / "store"
     settings = ("proxy.seeds=2", "proxy.epochs=2", "train.replicates=2", "train.steps=30", "data.shard_rows=900")
-    processes = [case.start(store, *settings) for _ in range(2)]
+    processes = [case.start(store, *settings, *case.ONE_WORKER) for _ in range(2)]
     try:
         outs = [process.communicate(timeout=360) for process in processes]
     finally:

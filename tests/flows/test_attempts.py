@@ -17,7 +17,9 @@ import pytest
 from cluster.errors import InputError, StoreError
 from cluster.storage import Store
 from flows.attempts import Attempt, StageTiming, attempt_states, stage_timings
+from flows.show import show_status
 from flows.signals import Interrupted
+from tests.flows.verify_case import made, plan
 
 
 @pytest.fixture
@@ -194,6 +196,19 @@ def test_a_file_that_makes_no_sense_is_named_and_counted_and_hides_no_other(
         assert json.loads(json.dumps([asdict(state) for state in states.values()]))
         assert (f"1 file(s) of attempts at run cannot be read, first {name}" in caplog.text) is not empty
         store.remove(name)
+
+
+def test_status_prints_what_the_store_keeps_and_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(str(made(tmp_path)))
+    run = plan().run_name
+    with Attempt(store, run, facts={"create_only": True}) as attempt:
+        pass
+    store.replace(name := f"runs/{run}/attempts/{attempt.name}.stages.json", b"{")
+    show_status(run, store.uri, as_json=False)
+    out = capsys.readouterr().out
+    assert 'done  store {"create_only": true}\n    cannot be read: ' + name + "\n" in out
+    show_status(None, store.uri, as_json=False)
+    assert "1 attempts, 1 of their files cannot be read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,17 @@ def test_nan_features_are_refused_by_the_whole_command(tmp_path: Path) -> None:
     assert run.stdout == "" and not (tmp_path / "store").exists()
 
 
+def test_resources_that_no_node_has_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    run = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "run", QUICKSTART, "--store", str(store), "--set", "train.resources.cpus=1000"],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2 and run.stdout == "", run.stderr
+    assert "secateur: train: a worker needs 1000 CPU" in run.stderr.splitlines()[-1]
+    assert not store.exists()
+
+
 def test_a_finished_run_is_shown_without_ray_or_prefect(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

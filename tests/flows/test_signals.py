@@ -82,13 +82,14 @@ def test_second_signal_exits_at_once_and_kills_children(start_script: Any) -> No
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == 143
-    assert time.monotonic() - began < 2
+    # Before the first signal's 9 s are over.
+    assert time.monotonic() - began < 8
     assert not runs(child)
 
 
 def runs(pid: int) -> bool:
     """Return whether a process is alive and no zombie, giving a killed one a moment to go."""
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
         try:
             with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123

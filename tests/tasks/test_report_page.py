@@ -105,12 +105,12 @@ def test_page_shows_what_was_asked(big: tuple[dict[str, Any], list[ArmResult]]) 
     assert results["headline"] in text
     assert "data.limit = 60,000" in text
     for entry in results["keeps"]:
-        assert entry["sentence"] in text
+        assert entry["sentence"] in text and entry["adjustment"] in text
     for words in ("last step", "design effect", "effective sample size", "signal", "exploration", "proxy", "torch",
-                  "undecided", "equivalent", "84 s"):  # fmt: skip
+                  "undecided", "equivalent", "84 s", "non-inferior", "not shown", "its difference"):  # fmt: skip
         assert words in text
-    # Accuracy and forest a keep, one histogram, a balance for each of 15 arms, weights a keep, time.
-    assert html.count("<svg") == 3 * 2 + 1 + 15 + 3 + 1
+    # One of all keeps, accuracy and forest a keep, one histogram, a balance for each of 15 arms, weights a keep, time.
+    assert html.count("<svg") == 1 + 3 * 2 + 1 + 15 + 3 + 1
     assert html == render_page(results, case.page_inputs(arms))
 
 

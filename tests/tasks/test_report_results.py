@@ -103,6 +103,48 @@ def test_every_keep_is_compared_with_its_own_random_and_full_with_each(store: St
     assert any("choose on validation" in note for note in results["notes"])
 
 
+def test_pruned_arms_are_one_family_and_full_is_judged_by_itself(store: Store) -> None:
+    results = build(store, case.sweep(store))
+    for row in results["comparisons"]:
+        assert (row["family"], row["adjustment"] == "paired t") == ((1, True) if row["arm"] == "full" else (4, False))
+    for entry in results["keeps"]:
+        rows = [row for row in results["comparisons"] if row["keep"] == entry["keep"] and row["arm"] != "full"]
+        assert len({row["adjustment"] for row in rows}) == 1
+        assert f"4 comparisons with random, adjusted by {rows[0]['adjustment']}" in entry["adjustment"]
+    alone = build(store, pair(store))
+    assert alone["keeps"][0]["adjustment"] == "One comparison with random: paired t, no adjustment."
+
+
+def test_worst_class_is_that_of_each_replicate_with_its_paired_difference(store: Store) -> None:
+    arms = pair(store)
+    results = build(store, arms)
+    worst = [[min(seal.meta["class_accuracy"]) for seal in arm.trains] for arm in arms]
+    for row, values in zip(results["arms"], worst):
+        assert row["worst_class_accuracy"] == pytest.approx(values)
+        assert row["worst_class_mean"] == pytest.approx(sum(values) / 5)
+        assert row["worst_class_mean"] <= row["worst_class"]["accuracy"] + 1e-9
+        assert row["worst_class_ci95"][0] <= row["worst_class_mean"] <= row["worst_class_ci95"][1]
+    found = results["comparisons"][0]
+    gaps = [a - b for a, b in zip(worst[1], worst[0])]
+    assert found["worst_class_difference"] == pytest.approx(sum(gaps) / 5)
+    assert len(found["class_differences"]) == 10
+    assert sum(found["class_differences"]) / 10 == pytest.approx(found["mean_difference"], abs=1e-6)
+
+
+def test_a_loss_that_is_ruled_out_is_said(store: Store) -> None:
+    # Means differ by 0.1, spread about 0.4; the interval includes 0, its lower end lies above -1.
+    base = [90.0, 90.4, 89.8, 90.1, 90.2, 89.9]
+    arms = [
+        case.arm(store, "random", "random", 0.1, base, test=10000),
+        case.arm(store, "top", "topk", 0.1, [a + g for a, g in zip(base, (0.5, -0.2, 0.3, -0.4, 0.4, 0.0))], test=10000,
+                 score="el2n"),
+    ]  # fmt: skip
+    row = build(store, arms, 0.2, non_inferiority_points=1.0)["comparisons"][0]
+    assert (row["verdict"], row["non_inferior"]) == ("undecided", True)
+    assert "non-inferior: a loss of the margin is ruled out" in row["sentence"]
+    assert build(store, arms, 0.2, non_inferiority_points=0.1)["comparisons"][0]["non_inferior"] is not True
+
+
 def test_keeps_with_many_digits_and_keeps_without_random(store: Store) -> None:
     arms = [
         case.arm(store, "random", "random", 1 / 3, RANDOM),

@@ -23,6 +23,7 @@ from tasks.selection import SelectionSpec, table
 from tasks.selection.rows import ScoreTableRows
 from tasks.selection.stage import load_selection
 from tests.oracles import selection as oracle
+from tests.oracles import slices, systematic
 from tests.tasks.stage_case import DATA, CountingPool, Killed, dying_at, indexed, part_bytes
 
 Case = tuple[Store, SelectInputs]
@@ -83,6 +84,46 @@ def test_every_selection_is_the_oracles(case: Case) -> None:
         part = load_selection(store, seal)
         assert part.schema.equals(SELECTION)
         assert json.loads(part.schema.metadata[b"score_table_key"]) == (inputs.merge.key if spec.score else None)
+
+
+def test_slices_and_sizes_and_class_budgets_are_the_oracles(case: Case) -> None:
+    store, inputs = case
+    assert inputs.merge is not None
+    rows = ScoreTableRows(store, inputs.merge, "el2n", inputs.index)
+    batches = [batch for part in rows.pieces() for batch in rows.read(part)]
+    ids, scores, codes = (
+        np.concatenate([getattr(batch, name) for batch in batches]).tolist() for name in ("example_id", "score", "code")
+    )
+    more = {"score": "el2n", "keep": 0.2}
+    specs = [
+        SelectionSpec(protocol="ccs", beta=0.1, weights="ht", classes="balanced", **more),
+        SelectionSpec(protocol="ccs", beta=0.1, **more),
+        SelectionSpec(protocol="band", beta=0.1, width=0.4, **more),
+        SelectionSpec(protocol="pps", floor=0.2, **more),
+    ]
+    units = [(selection_key(spec, 21, inputs.merge.key), SelectionUnit(spec, 21)) for spec in specs]
+    seals = selection_stage(units, inputs, store, SerialPool())
+    for seal, spec in zip(seals, specs):
+        params = spec.params()
+        if spec.protocol == "pps":
+            truth = systematic.select(ids, scores, 0.2, floor=0.2, seed=21)
+        else:
+            truth = slices.select(
+                ids, scores, codes, "high", 0.2, beta=0.1, width=params.get("width"), strata=params.get("strata", 1),
+                classes=params["classes"], weighted=params.get("weights") == "ht", seed=21,
+            )  # fmt: skip
+        got = _columns(store, seal)
+        assert got["example_id"] == [row.example_id for row in truth], spec
+        assert np.allclose(got["inclusion_prob"], [float(row.inclusion_prob) for row in truth], rtol=1e-8)
+        assert np.allclose(got["weight"], [float(row.weight) for row in truth], rtol=1e-6)
+        counts = seal.meta["class_counts"]
+        assert counts["full"] == np.bincount(codes, minlength=10).tolist()
+        kept = np.add(counts["signal"], counts["exploration"])
+        label = dict(zip(ids, codes))
+        assert kept.tolist() == np.bincount([label[row.example_id] for row in truth], minlength=10).tolist()
+        assert {name: seal.meta[name] for name in params} == params
+    # Balanced to the row, in a run without a word about it.
+    assert np.ptp(np.add(*(seals[2].meta["class_counts"][arm] for arm in ("signal", "exploration")))) <= 1
 
 
 def test_the_seal_says_what_was_drawn(case: Case) -> None:

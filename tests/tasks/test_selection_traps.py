@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import InputError
 from tasks.hashing import hash64
 from tasks.samplers.design import total_budget
-from tasks.selection import calibrated, calibrated_selection
+from tasks.selection import calibrated_selection, drawing
 from tasks.selection.rows import ArrayRows, Batch
 from tasks.selection.table import SelectionTable
 from tasks.tables import encode_table
@@ -125,7 +125,7 @@ class _Generated:
 
 
 def test_trap_13_memory_does_not_grow_with_the_rows_even_if_all_tie(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrated, "_OPEN_ROWS", 2**13)
+    monkeypatch.setattr(drawing, "OPEN_ROWS", 2**13)
     peaks = []
     for n in (2**18, 2**20):
         tracemalloc.start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.fingerprint import canonical_json, sha256
 from tasks.checked_shards import Checked, CheckedShards
-from tasks.shard_records import pack_shards, unpack_shards
+from tasks.shard_records import Shards, pack_shards, unpack_shards
 from tasks.sources.protocol import Shard
 
 
@@ -24,6 +26,29 @@ def shard(location: str, relative: str, start: int, rows: int, position: int) ->
 def test_any_shards_come_back_in_their_order(fields: list[tuple[str, str, int, int, int]]) -> None:
     shards = [shard(*each) for each in fields]
     assert list(unpack_shards(pack_shards(shards))) == shards
+    assert list(Shards(shards)) == shards and Shards(shards) == shards
+
+
+def test_shards_are_a_list_of_what_was_put_in() -> None:
+    """Digests and files of a user's own source too, which may be anything."""
+    plain = [shard("train", "part-0.parquet", 8 * number, 8, 8 * number) for number in range(5)]
+    odd = [replace(plain[number], digest=digest) for number, digest in enumerate(["", "A" * 64, "0" * 63, " " * 128])]
+    images = replace(plain[1], files=("a/1.png", "b.png"), uri="s3://b/c")
+    given = [*plain, *odd, images, shard("test", "t.parquet", 2**40, 8, 2**41)]
+    kept = Shards(given)
+    assert kept == given and list(reversed(kept)) == given[::-1] and kept != given[1:] and Shards() == []
+    assert kept[-1] == given[-1] and kept[2:9:3] == given[2:9:3] and kept[9].files == images.files
+    with pytest.raises(IndexError):
+        kept[len(given)]
+    assert pickle.loads(pickle.dumps(kept)) == kept and hash(Shards(given)) == hash(kept)
+    names = [sha256(one.digest.encode()) for one in given]
+    assert kept.renamed(names) == [replace(one, digest=name) for one, name in zip(given, names)]
+    assert kept == given and kept.renamed(names[::-1]) != kept
+
+
+def test_many_shards_are_small() -> None:
+    shards = Shards(shard("train", "part-0.parquet", 8 * number, 8, 8 * number) for number in range(2000))
+    assert len(pickle.dumps(shards)) < 65 * len(shards)
 
 
 def test_shards_in_a_row_take_little() -> None:

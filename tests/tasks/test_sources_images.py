@@ -132,6 +132,19 @@ def test_files_that_belong_to_no_class(tmp_path: Path) -> None:
     refused(tmp_path, spec_of(tmp_path / "d"), "lost.png", "outside a class folder")
 
 
+@pytest.mark.parametrize("name", [".bird/a.png", "cat/.a.PNG", "cat/.more/b.png"])
+def test_an_image_that_a_dot_hides_is_refused(tmp_path: Path, name: str) -> None:
+    paint(tmp_path / "d")
+    # What programs keep for themselves is no example.
+    for litter in ("cat/._0.png", ".cache/index.json", ".git"):
+        (tmp_path / "d" / litter).parent.mkdir(exist_ok=True)
+        (tmp_path / "d" / litter).write_text("x")
+    assert index(tmp_path, spec_of(tmp_path / "d"))[0].meta["num_rows"] == 60
+    (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "d" / name).write_bytes(b"x")
+    refused(tmp_path, spec_of(tmp_path / "d"), name, "(1 such images); rename what begins with a dot")
+
+
 def test_places_and_arguments(tmp_path: Path) -> None:
     refused(tmp_path, spec_of(tmp_path / "none"), "no file or folder")
     (tmp_path / "bare").mkdir()

@@ -11,6 +11,7 @@ import pytest
 from data_case import TEST, TRAIN, index, own_cache, pictures, refused, table_of, vectors, write_idx, write_parquet
 from PIL import Image
 
+from cluster.errors import InputError
 from cluster.storage import Store, filesystem
 from tasks.dataset import Dataset
 from tasks.pool import SerialPool
@@ -95,6 +96,12 @@ def test_images(tmp_path: Path, bucket: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path)
     agree(tmp_path, bucket, "images", "pets")
+    (tmp_path / "data/pets/.fish").mkdir()
+    picture = (tmp_path / "data/pets/cat/0.png").read_bytes()
+    (tmp_path / "data/pets/.fish/0.png").write_bytes(picture)
+    upload(tmp_path / "data", f"{bucket}/data")
+    with pytest.raises(InputError, match=r"train: \.fish/0\.png is hidden by a dot"):
+        data_digest(DataSpec(source="images", train=f"{bucket}/data/pets"))
 
 
 def test_store_and_data_both_in_s3(tmp_path: Path, bucket: str) -> None:

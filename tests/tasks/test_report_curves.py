@@ -1,0 +1,92 @@
+"""Curves of accuracy against keep: every arm is drawn, panels, edges, and a file that stands alone."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tasks.report.curves import MOST_ARMS, curve_figure, curve_section, panels_of
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def results(means: dict[str, list[float]], *, keeps: tuple[float, ...] = (0.01, 0.1, 1.0), **more: Any) -> dict[str, Any]:
+    """Return results of arms with these means at the keeps; an arm's score stands before the colon of its name."""
+    arms = [
+        {
+            "name": name, "keep": keep, "mean": mean, "ci95": [mean - 0.5, mean + 0.5], "accuracy": [mean - 0.2, mean + 0.2],
+            "protocol": "random" if name == "random" else "exact", "full": name == "full",
+            "score": None if name in ("random", "full") else name.partition(":")[0],
+        }
+        for name, values in means.items()
+        for keep, mean in zip(keeps, values)
+    ]  # fmt: skip
+    return {"arms": arms, "dataset": {"n_train": 1000, "n_test": 200}, **more}
+
+
+def figure(found: dict[str, Any]) -> ElementTree.Element:
+    data = curve_figure(found)
+    assert data is not None
+    return ElementTree.fromstring(data)
+
+
+def test_every_arm_has_a_curve_its_intervals_and_a_name() -> None:
+    root = figure(results({"random": [80, 90, 95], "el2n:a": [20, 92, 96], "<b>&\a": [70, 91, 95.5]}))
+    # A curve and its sample in the legend.
+    assert len(root.findall(f".//{SVG}polyline")) == 2 * 3
+    assert sum("bars" in str(line.get("class")) for line in root.iter(f"{SVG}line")) == 3 * 3
+    words = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"random", "el2n:a", "<b>&", "1 %", "10 %", "100 %"} <= set(words)
+    hints = [title.text for title in root.iter(f"{SVG}title")]
+    assert "el2n:a at keep 1 %: 20.00 ± 0.50 %" in hints
+
+
+def test_higher_accuracies_are_higher_up_and_inside() -> None:
+    root = figure(results({"random": [0, 50, 100], "el2n:a": [9.5, 99, 99.9]}))
+    height = float(str(root.get("height")))
+    for curve in root.findall(f".//{SVG}polyline")[:2]:
+        spots = [float(pair.split(",")[1]) for pair in str(curve.get("points")).split()]
+        assert spots == sorted(spots, reverse=True) and spots[-1] > 0 and spots[0] < height
+
+
+def test_equal_accuracies_and_missing_intervals_are_drawn() -> None:
+    found = results({"random": [100, 100, 100]})
+    for arm in found["arms"]:
+        arm["ci95"] = None
+    assert "bars " not in "".join(str(line.get("class")) for line in figure(found).iter(f"{SVG}line"))
+
+
+def test_many_arms_are_spread_over_panels_with_random_in_each() -> None:
+    means = {"random": [80.0, 90.0, 95.0], "full": [99.0] * 3}
+    means |= {f"{score}:{i}": [70.0, 85.0, 90.0] for score, arms in (("el2n", 11), ("margin", 3)) for i in range(arms)}
+    panels = panels_of(results(means))
+    assert [name for name, _ in panels] == ["el2n, 1 of 2", "el2n, 2 of 2", "margin"]
+    drawn = [name for _, curves in panels for name, *_ in curves]
+    assert sorted(set(drawn)) == sorted(means) and drawn.count("random") == drawn.count("full") == 3
+    assert all(len(curves) - 2 <= MOST_ARMS for _, curves in panels)
+    assert len(figure(results(means)).findall(f".//{SVG}polyline")) == 2 * (14 + 2 * 3)
+
+
+def test_one_keep_has_no_curves() -> None:
+    found = results({"random": [80.0], "el2n:a": [70.0]}, keeps=(0.1,))
+    assert curve_figure(found) is None and curve_section(found) == ""
+
+
+def test_the_figure_stands_alone_and_the_section_says_what_the_grid_was() -> None:
+    found = results({"random": [80, 90, 95], "el2n:a": [20, 92, 96]}, sweep={"sentence": "4 combinations & more"})
+    text = (curve_figure(found) or b"").decode()
+    assert not re.search(r"<script|href|url\(|@import|<image", text) and "prefers-color-scheme:dark" in text
+    used = set(re.findall(r"var\((--[a-z]+)\)", text))
+    assert used and all(text.count(f"{name}:") == 2 for name in used), "each colour for light and for dark"
+    assert "4 combinations &amp; more" in curve_section(found)
+    assert curve_figure(found) == curve_figure(found)
+
+
+@pytest.mark.parametrize("gap", [1.001, 1.05])
+def test_keeps_too_close_for_labels_have_one(gap: float) -> None:
+    root = figure(results({"random": [80, 81, 90]}, keeps=(0.1, 0.1 * gap, 1.0)))
+    words = [text.text for text in root.iter(f"{SVG}text")]
+    assert "10 %" in words and "100 %" in words and len([w for w in words if w and w.endswith("%") and w[0] == "1"]) == 2
