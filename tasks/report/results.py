@@ -23,8 +23,10 @@ from tasks.report.wording import adjustment_sentence, arm_sentence, headline, ke
 SELECTION_FACTS = (
     "n", "missing", "n_missing", "missing_causes",
     "num_kept", "num_signal", "num_exploration", "covered", "weight_sum", "ess", "design_effect", "threshold",
-    "direction", "estimator",
+    "direction", "estimator", "population", "classes",
 )  # fmt: skip
+# Of the protocols that have them.
+PROTOCOL_FACTS = ("beta", "width", "strata", "weights", "floor", "dropped", "drawn_from")
 # Digits after the point of every number: more would print rounding noise.
 DIGITS = 9
 
@@ -214,7 +216,8 @@ def _arm_row(arm: ArmResult, sample: Sample, index: Any) -> dict[str, Any]:
     }
     if arm.selections is not None:
         row["selection"] = {
-            name: _first_or_mean([seal.meta.get(name) for seal in arm.selections]) for name in SELECTION_FACTS
+            name: _first_or_mean([seal.meta.get(name) for seal in arm.selections])
+            for name in (*SELECTION_FACTS, *(name for name in PROTOCOL_FACTS if name in arm.selections[0].meta))
         }
     return row
 

@@ -56,8 +56,6 @@ def design(budgets: Sequence[Budget], weights: str) -> Design:
     return make_design(budgets, ones, ones)
 
 
-
-
 def cell_budgets(
     classes: str | None, m: int, sizes: npt.NDArray[np.int64], ranks: Callable[[int], Sequence[int]]
 ) -> list[Budget]:
