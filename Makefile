@@ -19,9 +19,10 @@ sweep: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/faults --ignore=tests/s3/test_run.py
 
-# What dies, where, and what is left of it: kills, cancellations, crash points, whole runs on S3.
+# What dies, where, and what is left of it: kills, cancellations, crash points, whole runs on S3. They wait more than they
+# compute, so three at once on two cores.
 test-faults: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/faults tests/s3/test_run.py
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --durations 12 tests/s3/test_run.py tests/faults
 
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.chaos --seed 1 --kills 30

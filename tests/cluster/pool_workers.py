@@ -35,19 +35,19 @@ def pause(seconds: float) -> None:
 class Where:
     """Say where an item was done: (process id, node id, threads set by the environment, CUDA_VISIBLE_DEVICES).
 
-    Each item waits until `workers` workers have come.
+    Each item waits until `workers` workers have an item.
     """
 
     def __init__(self, folder: str, workers: int) -> None:
         self.made = os.getpid()
         self.folder, self.workers = Path(folder), workers
-        (self.folder / f"here-{self.made}").touch()
 
     def load(self, item: int) -> None: ...
 
     def compute(self, item: int, loaded: None) -> tuple[int, str, str | None, str | None]:
         import ray
 
+        (self.folder / f"here-{self.made}").touch()
         for _ in range(1000):
             if len(list(self.folder.glob("here-*"))) >= self.workers:
                 break
