@@ -12,6 +12,8 @@ import yaml
 
 from tests.faults import driver_case as case
 
+pytestmark = pytest.mark.xdist_group("poison")
+
 RETRIES = 2
 SHARDS = 6
 POISON = 7.0

@@ -31,6 +31,7 @@ def check(out: str, error: str, code: int | None) -> None:
     assert "Traceback" not in error and "prefect." not in error
 
 
+@pytest.mark.xdist_group("server-death")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_own_server_that_dies_or_hangs_does_not_end_the_run(tmp_path: Path, number: signal.Signals) -> None:
