@@ -85,17 +85,27 @@ def _note(data: dict[str, Any], ignore_prefix: bool = False) -> None:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Give back the SIGTERM and SIGINT handlers that ray.init replaces."""
+    """Give back the SIGTERM and SIGINT handlers that ray.init replaces, and pass on a SIGTERM that came meanwhile."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    ended: SystemExit | None = None
     try:
         yield
+    except SystemExit as error:
+        ended = error
     finally:
         for number, handler in old.items():
             if handler is not None:
                 signal.signal(number, handler)
+    if ended is None:
+        return
+    before = old[signal.SIGTERM]
+    # Ray's own handler exits with the bare number of the signal.
+    if ended.code == signal.SIGTERM and callable(before):
+        before(signal.SIGTERM, None)
+    raise ended
 
 
 def parse_address(address: str) -> tuple[str, int]:

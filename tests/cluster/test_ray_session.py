@@ -177,6 +177,34 @@ def test_an_interrupt_of_the_whole_group_leaves_time_to_clean_up(start: Callable
     assert _all_gone(json.loads(line), 15)
 
 
+def test_a_sigterm_while_ray_starts_reaches_the_handler_that_was_there(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(
+        """
+        import threading, time
+        def mine(number, frame):
+            raise KeyboardInterrupt(number)
+        signal.signal(signal.SIGTERM, mine)
+        before = []
+        def watch():
+            while signal.getsignal(signal.SIGTERM) is mine:
+                time.sleep(0.001)
+            before.extend(children())
+            os.kill(os.getpid(), signal.SIGTERM)
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            with RaySession("local", num_cpus=2):
+                time.sleep(30)
+        except KeyboardInterrupt as error:
+            print(json.dumps([error.args, signal.getsignal(signal.SIGTERM) is mine, before]))
+        """
+    )
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    number, kept, pids = json.loads(out)
+    assert number == [signal.SIGTERM] and kept and pids
+    assert _all_gone(pids, 15)
+
+
 def test_joining_ships_the_code_and_leaves_the_cluster_up(
     start: Callable[..., subprocess.Popen[str]], ray_session: Any, tmp_path: Path
 ) -> None:
