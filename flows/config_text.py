@@ -14,6 +14,7 @@ from cluster.redaction import is_secret
 
 MAX_VALUES = 20_000
 MAX_DEPTH = 40
+MAX_SHOWN = 200
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -69,6 +70,7 @@ def check_size(body: Any, where: str) -> None:
 def override(body: dict[str, Any], text: str) -> None:
     """Put the value of KEY=VALUE in its place, with dots in KEY. Raises InputError."""
     key, mark, value = text.partition("=")
+    text = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
     if not mark or not key:
         raise InputError(f"--set {text!r}: it has the form KEY=VALUE, with dots in KEY, as in select.keep=0.1")
     parsed = read_yaml(value, f"the value of --set {text!r}")
@@ -77,12 +79,12 @@ def override(body: dict[str, Any], text: str) -> None:
     for name in path:
         if isinstance(place, list):
             place = place[_number(place, name, text)]
-            continue
-        if place.get(name) is None:
-            place[name] = {}
-        place = place[name]
+        else:
+            if place.get(name) is None:
+                place[name] = {}
+            place = place[name]
         if not isinstance(place, dict | list):
-            raise InputError(f"--set {text!r}: {name} is a plain value, it has nothing below it")
+            raise InputError(f"--set {text!r}: {name[:MAX_SHOWN]} is a plain value, it has nothing below it")
     if isinstance(place, list):
         place[_number(place, last, text)] = parsed
     else:
@@ -90,8 +92,9 @@ def override(body: dict[str, Any], text: str) -> None:
 
 
 def _number(place: list[Any], name: str, text: str) -> int:
-    if not name.isdecimal() or int(name) >= len(place):
-        raise InputError(f"--set {text!r}: {name!r} is no item of a list of {len(place)}; give 0..{len(place) - 1}")
+    # No list has items of ten digits, and Python reads no number of thousands.
+    if not name.isdecimal() or len(name) > 9 or int(name) >= len(place):
+        raise InputError(f"--set {text!r}: {name[:MAX_SHOWN]!r} is no item of a list of {len(place)}; give 0..{len(place) - 1}")
     return int(name)
 
 

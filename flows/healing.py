@@ -41,8 +41,8 @@ def refuse_running(store: Store, runs: Iterable[str], act: str) -> None:
 def heal_run(lineage: Lineage, found: Findings, store: Store) -> list[Healing]:
     """Compute damaged objects again, in the order of the stages and in this process, and put back what matches.
 
-    A part is put back only where its bytes are those its seal names. A seal is made again from its parts; a part that
-    the damaged seal does not vouch for is computed again first. Whatever cannot be healed stays as it was.
+    A part is put back only where its bytes are those its seal names. A damaged or lost seal vouches for nothing: it is
+    made again with all of its parts, which must come out as they are there. Whatever cannot be healed stays as it was.
     """
     refuse_running(store, [lineage.run], "healing")
     out: list[Healing] = []
@@ -83,7 +83,9 @@ def _heal_unit(plan: Plan, unit: Unit, damages: list[Damage], store: Store) -> l
         suspects = {damage.name for damage in damages}
     else:
         claims = _salvage(store, seal_name)
-        suspects = {name for name, digest in claims.items() if _digest(store, name) != digest}
+        # Who changed the seal may have changed the digests in it, the parts, and work that a stage goes on from.
+        places = [f"{unit.folder}/{place}" for place in ("parts", "quarantine", "work")]
+        suspects = {*claims, *(name for place in places for name in store.list(place))}
     # A part is only made together with its quarantine: where that is lost, both are made again.
     suspects |= {name.replace("/quarantine/", "/parts/") for name in suspects}
     with tempfile.TemporaryDirectory(prefix="secateur-heal-") as scratch:
@@ -98,7 +100,7 @@ def _heal_unit(plan: Plan, unit: Unit, damages: list[Damage], store: Store) -> l
             return [Healing(damage, False, f"it could not be computed again: {said}") for damage in damages]
         if broken_seal is None:
             return [_put_back(damage, claims[damage.name], overlay, store) for damage in damages]
-        return [_put_back_seal(broken_seal, claims, suspects, overlay, store)]
+        return [_put_back_seal(broken_seal, claims, overlay, store)]
 
 
 def _put_back(damage: Damage, wanted: str, overlay: OverlayStore, store: Store) -> Healing:
@@ -116,32 +118,29 @@ def _put_back(damage: Damage, wanted: str, overlay: OverlayStore, store: Store) 
     return Healing(damage, True, "put back: its bytes are those of its seal again")
 
 
-def _put_back_seal(
-    damage: Damage, claims: dict[str, str], suspects: set[str], overlay: OverlayStore, store: Store
-) -> Healing:
-    """Publish the new seal where each part is vouched for: by the old seal, or by having been computed again."""
+def _put_back_seal(damage: Damage, claims: dict[str, str], overlay: OverlayStore, store: Store) -> Healing:
+    """Publish the new seal where each part, computed again, is the one that is there or that the damaged seal names."""
+    seal = Seal.from_bytes(overlay.read(damage.name), damage.name)
     fresh = {}
-    for name in suspects:
-        try:
-            data = overlay.read(name)
-        except FileNotFoundError:
-            # The damaged seal made the name up.
+    for name in (part.name for part in (*seal.parts, *quarantine_parts(seal))):
+        data, there = overlay.read(name), _digest(store, name)
+        made = sha256(data)
+        if made == there:
             continue
-        if sha256(data) == claims.get(name):
-            fresh[name] = data
-        elif sha256(data) != _digest(store, name):
+        if made != claims.get(name) and (there is not None or name in claims):
             said = (
-                f"its part {name}, computed again, has sha256 {sha256(data)[:12]}, neither that of the part that is there nor "
-                f"the seal's {claims.get(name, '')[:12]}: {_OTHER}; {_RETIRE}"
+                f"its part {name}, computed again, has sha256 {made[:12]}, neither that of the part that is there nor one that "
+                f"the damaged seal names: the part was changed too, or {_OTHER}; {_RETIRE}"
             )
             return Healing(damage, False, said)
+        fresh[name] = data
     for name, data in [*fresh.items(), (damage.name, overlay.read(damage.name))]:
         try:
             store.replace(name, data)
         except IsADirectoryError:
             return Healing(damage, False, _FOLDER if name == damage.name else f"{name}: {_FOLDER}")
-    adopted = "made again from its parts" if claims else "made again from the parts that are there, by their footers alone"
-    return Healing(damage, True, adopted + (f", {len(fresh)} of them computed again" if fresh else ""))
+    same = f"made again: its {len(seal.parts)} parts were computed again and are the same"
+    return Healing(damage, True, same + (f"; {len(fresh)} damaged or lost objects were put back" if fresh else ""))
 
 
 _OTHER = "another device, torch or library makes other bytes"

@@ -33,13 +33,17 @@ class Retired:
 def retire(damages: list[Damage], store: Store) -> Retired:
     """Move the seals of damaged units and of all units computed from them, with their parts, below STORE/retired/.
 
-    The last stage goes first, so that nothing is ever sealed whose source is not; a retirement that was cut short is
-    finished by the next. Units that do not depend on what is damaged, and objects that their seals list, stay.
+    What is damaged goes first, while a seal still names it or is missed; then the last stage, so that nothing is ever
+    sealed whose source is not. A retirement that was cut short is thus found by verify and finished by the next. Units
+    that do not depend on what is damaged, and objects that their seals list, stay.
     """
     lineages = list(all_lineages(store))
     units: dict[Node, Unit] = {(unit.stage, unit.key): unit for one in lineages for unit in one.units(store)}
-    bad = {damage.name for damage in damages}
-    seals = {node: _readable(unit) for node, unit in units.items()}
+    bad = {damage.name for damage in damages if damage.what in ("part", "quarantine")}
+    # A part whose footer names a quarantine that is not there is refused: it goes with its table.
+    bad |= {name.replace("/quarantine/", "/parts/") for name in bad}
+    broken = {(damage.stage, damage.key) for damage in damages if damage.what == "seal"}
+    seals = {node: None if node in broken else _readable(unit) for node, unit in units.items()}
     damaged = {(damage.stage, damage.key) for damage in damages if (damage.stage, damage.key) in units}
     # One score part is listed by the seal of every index that has its shard.
     damaged |= {node for node, seal in seals.items() if seal is not None and bad & _listed(seal)}
@@ -48,6 +52,10 @@ def retire(damages: list[Damage], store: Store) -> Retired:
     refuse_running(store, [one.run for one in touched], "retiring")
     folder = f"retired/{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     out = Retired(folder)
+    # No seal vouches for the parts of a damaged unit without one: left behind by themselves, a run would take them over.
+    loose = {node: _parts_to_move(node, units[node], None, units, going, seals) for node in damaged if seals[node] is None}
+    before = {node: sum(_move(store, folder, name) for name in names) for node, names in loose.items()}
+    out.objects += sum(before.values()) + sum(_move(store, folder, name) for name in sorted(bad))
     for one in touched:
         out.objects += sum(_move(store, folder, report_name(one.run, name)) for name in REPORT)
         out.runs.append(one.run)
@@ -58,14 +66,17 @@ def retire(damages: list[Damage], store: Store) -> Retired:
         for name in _parts_to_move(node, unit, bad if _keeps_sound_parts(node, damaged, seals) else None, units, going, seals):
             moved += _move(store, folder, name)
         out.objects += moved
-        if moved:
+        if moved or before.get(node):
             out.units.append(f"{node[0]} {node[1][:12]}")
     return out
 
 
 def _readable(unit: Unit) -> Seal | None:
     try:
-        return unit.seal()
+        seal = unit.seal()
+        if seal is not None:
+            quarantine_parts(seal)
+        return seal
     except CorruptError:
         return None
 
@@ -101,5 +112,3 @@ def _move(store: Store, folder: str, name: str) -> int:
     store.create(f"{folder}/{name}", data)
     store.remove(name)
     return 1
-
-

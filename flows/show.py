@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import posixpath
 import re
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
@@ -18,6 +21,11 @@ from flows.runs import list_runs, load_run, make_report, plan_of, read_record, r
 from tasks.report.publish import read_results, report_name
 
 STAGES = ("data", "code", "shard", "proxy", "scorer", "score", "merge", "select", "train")
+_STORE_FOLDERS = ("stages", "runs", "retired", "large", "tmp")
+_STORE_OBJECT = re.compile(
+    r"/(?:stages/[a-z]+-[0-9a-f]{12}|runs/[^/]+-[0-9a-f]{12}|retired/[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}|large/[0-9a-f]{64}-[0-9a-f]+)"
+    r"(?:/|\Z)"
+)
 
 
 def show_plan(config: RunConfig, store_uri: str, as_json: bool) -> None:
@@ -141,6 +149,36 @@ def write_report_again(run: str, store_uri: str) -> None:
     print(store.url(report_name(plan.run_name, "index.html")))
 
 
+def _lies_in_store(out: str) -> bool:
+    """Return whether a path or URI, once its dots, double slashes and links are gone, lies among a store's objects."""
+    if "\0" in out:
+        raise InputError(f"--out {out!r} holds a NUL, which no path may; name another place")
+    scheme, mark, rest = out.partition("://")
+    if mark and scheme != "file":
+        return _STORE_OBJECT.search(posixpath.normpath(f"/{rest}")) is not None
+    path = Path(rest if mark else out)
+    # The link itself may lie in a store, or what it leads to.
+    places = (Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name)
+    return any(_STORE_OBJECT.search(str(place)) is not None or _is_below_store(place) for place in places)
+
+
+def _is_below_store(place: Path) -> bool:
+    """Return whether one of the folders above a path is a store, and the path is in one of the store's own folders."""
+    return any(folder.name in _STORE_FOLDERS and _holds_objects(folder.parent) for folder in place.parents)
+
+
+def _holds_objects(root: Path) -> bool:
+    for folder in ("stages", "runs"):
+        try:
+            with os.scandir(root / folder) as entries:
+                if any(_STORE_OBJECT.search(f"/{folder}/{entry.name}") for entry in entries):
+                    return True
+        except OSError:
+            # There is no such folder, or none that may be read: then no store of ours is here.
+            continue
+    return False
+
+
 def run_select(
     scores: str, score: str, direction: str, keep: float, protocol: str, alpha: float | str | None, params: list[str],
     seed: int, id_column: str | None, by: str | None, out: str, as_json: bool, missing: str = "refuse",
@@ -148,7 +186,7 @@ def run_select(
     """Select from any score table and print a summary."""
     from tasks.standalone import select_file
 
-    if re.search(r"(?:^|/)(?:stages/[a-z]+|runs/[^/]+)-[0-9a-f]{12}/", out):
+    if _lies_in_store(out):
         raise InputError(f"--out {out} lies in a store, whose objects are written once; name a place outside it")
     summary = select_file(
         scores, score=score, direction=direction, keep=keep, protocol=protocol, alpha=alpha,

@@ -1,4 +1,4 @@
-"""Image folders: one folder a class, any format Pillow reads, stored as uint8 (C, H, W)."""
+"""Image folders: one folder a class, PNG, JPEG and the like, stored as uint8 (C, H, W)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cluster.errors import InputError
 from cluster.fingerprint import sha256
 from cluster.storage import filesystem
 from tasks.quarantine import plain_message
+from tasks.sources.arguments import take_sizes
 from tasks.sources.digest import is_hidden, is_remote, join_uri, list_location
 from tasks.sources.protocol import (
     UNDECODABLE,
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+# What these endings stand for, and nothing else Pillow knows: for PostScript it would start Ghostscript.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+MAX_SIDE = 16_384
 # What file managers leave behind.
 LITTER = ("thumbs.db", "desktop.ini")
 
@@ -56,9 +60,10 @@ class ImageSource:
         self, uri: str, location: str, *, size: Sequence[int] | None = None, mode: str | None = None
     ) -> None:
         self.uri, self.location, self.mode = uri, location, mode
-        self.size = None if size is None else tuple(int(side) for side in size)
-        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
-            raise InputError(f"{location}: size {list(self.size)} is not [H, W], two sizes of 1 or more")
+        rule = f"[H, W], two whole numbers from 1 to {MAX_SIDE}"
+        self.size = take_sizes(location, "size", size, rule, MAX_SIDE)
+        if self.size is not None and len(self.size) != 2:
+            raise InputError(f"{location}: size {list(self.size)} is no {rule}")
         if mode not in (None, "RGB", "L"):
             raise InputError(f"{location}: mode {mode!r} is not known; give RGB, L, or leave it out")
         self._files: list[FileRef] | None = None
@@ -141,7 +146,7 @@ class ImageSource:
 
         data = self._bytes(relative)
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 image.load()
                 deep = image.mode.startswith(("I", "F"))
                 picture = image.convert(self.mode or ("L" if image.mode in ("1", "L") else "RGB"))

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from cluster.errors import InputError
 from cluster.storage import open_uri
 from tasks.imports import nearest
+from tasks.sources.arguments import check_texts
 from tasks.sources.digest import is_remote, join_uri, list_named, local_path
 from tasks.sources.protocol import TEST_LOCATION, FileRef, RawExamples, Shard, cut_rows, range_shards, row_ids
 
@@ -98,6 +99,7 @@ class NumpySource:
         labels: str | None = None,
         test_labels: str | None = None,
     ) -> None:
+        check_texts(location, {"x": x, "y": y}, {"id_column": id_column, "labels": labels, "test_labels": test_labels})
         self.uri, self.location = uri, location
         self.packed = uri.endswith(".npz")
         self.names = {"x": x, "y": y, **({"id": id_column} if id_column else {})}

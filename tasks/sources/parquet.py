@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import InputError
 from cluster.storage import filesystem
 from tasks.imports import nearest
+from tasks.sources.arguments import check_texts, take_sizes
 from tasks.sources.digest import file_uri, is_remote, list_location
 from tasks.sources.protocol import (
     NON_FINITE_FEATURE,
@@ -52,17 +53,19 @@ class ParquetSource:
         shape: Sequence[int] | None = None,
     ) -> None:
         self.uri, self.location = uri, location
-        self.features = [features] if isinstance(features, str) else [str(name) for name in features]
+        if not isinstance(features, str | list | tuple):
+            raise InputError(f"{location}: source args features is {features!r}; name one list column or some numeric ones")
+        self.features = [features] if isinstance(features, str) else list(features)
+        named = {f"features ({place})": name for place, name in enumerate(self.features)}
+        check_texts(location, {**named, "label": label}, {"id_column": id_column})
         self.label, self.id_column = label, id_column
-        self.shape = None if shape is None else tuple(int(size) for size in shape)
+        self.shape = take_sizes(location, "shape", shape, "shape; give sizes of 1 or more, [C, H, W]")
         if not self.features:
             raise InputError(f"{location}: features names no column; name one list column or some numeric ones")
         if len(set(self.features)) < len(self.features) or label in self.features or id_column in self.features:
             raise InputError(f"{location}: features {self.features} name a column twice, or the label or id column: "
                              "a model "
                              "would be given the answer; name each feature column once")
-        if self.shape is not None and min(self.shape, default=0) < 1:
-            raise InputError(f"{location}: shape {list(self.shape)} is no shape; give sizes of 1 or more, [C, H, W]")
         self._files: list[FileRef] | None = None
         self._fs: Any = None
 
@@ -184,10 +187,9 @@ class ParquetSource:
             # Columns of several types meet in float64, where every whole number up to 2^53 survives to be checked.
             x = np.stack(parts if len(kinds) == 1 else [part.astype(np.float64) for part in parts], axis=1)
         if self.shape is not None and len(bad) < shard.rows:
-            if int(np.prod(self.shape)) != int(np.prod(x.shape[1:])):
-                raise InputError(f"{shard}: a row has {int(np.prod(x.shape[1:]))} numbers, shape {list(self.shape)} "
-                                 "takes "
-                                 f"{int(np.prod(self.shape))}; mend source args shape")
+            if math.prod(self.shape) != math.prod(x.shape[1:]):
+                raise InputError(f"{shard}: a row has {math.prod(x.shape[1:])} numbers, shape {list(self.shape)} takes "
+                                 f"{math.prod(self.shape)}; mend source args shape")
             x = x.reshape(len(x), *self.shape)
         return RawExamples(self._ids(table, shard), x, self._labels(table, shard), list(bad.values()))
 

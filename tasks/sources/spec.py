@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 from tasks.spec import Resources, Spec, Use, setting
 
 DEFAULT_TEST_FRACTION = 0.2
+MAX_CLASSES = 1_000_000
 
 
 class DataSpec(Spec):
@@ -46,7 +47,7 @@ class DataSpec(Spec):
         None, identity=True, doc="Class 0..K-1 of each label as text, for labels that are not 0..K-1."
     )
     num_classes: int | None = setting(
-        None, identity=True, ge=2, doc="K; null means 1 + the largest label, and then each of 0..K-1 must occur."
+        None, identity=True, ge=2, le=MAX_CLASSES, doc="K; null means 1 + the largest label, and then each of 0..K-1 must occur."
     )
     shard_rows: int = setting(65536, identity=True, ge=1, doc="Rows a shard has at most.")
     max_bad_fraction: float = setting(
@@ -78,6 +79,8 @@ class DataSpec(Spec):
         classes = set(value.values())
         if not classes or min(classes) < 0:
             raise ValueError("label_map must give every label a class of 0 or more")
+        if max(classes) >= MAX_CLASSES:
+            raise ValueError(f"label_map gives a label the class {max(classes)}; there are at most {MAX_CLASSES} classes")
         return value
 
     @model_validator(mode="after")

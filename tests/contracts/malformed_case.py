@@ -107,6 +107,34 @@ refused("parquet labels of one class", columns(label=[0] * ROWS))
 refused("parquet labels that are fractions", columns(label=np.linspace(0, 1, ROWS)))
 
 
+def options(source: str, path: Path, **args: Any) -> DataSpec:
+    """Return the specification of a sound dataset with reading options that are none."""
+    makers: dict[str, Build] = {"parquet": parquet, "numpy": numpy_file(), "images": images}
+    return spec(source, Path(makers[source](path).train), args=args)
+
+
+def npy_options(path: Path, **args: Any) -> DataSpec:
+    return spec("numpy", Path(npy("{}")(path).train), args=args)
+
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "parquet": [
+        {"shape": ["x"]}, {"shape": "ab"}, {"shape": [2, "2x"]}, {"shape": [2, True]}, {"shape": [4.0]}, {"shape": []},
+        {"shape": [1] * 70}, {"shape": [2**63, 2**63]}, {"shape": {"a": 1}}, {"shape": 4},
+        {"label": ["a"]}, {"label": 5}, {"label": {}}, {"label": None}, {"label": ""},
+        {"id_column": 5}, {"id_column": ["a"]}, {"id_column": True}, {"features": 5}, {"features": [5]}, {"features": None},
+        {"features": {"features": 1}},
+    ],
+    "numpy": [{"x": 5}, {"y": None}, {"id_column": 5}, {"labels": ["a"]}, {"x": {}}],
+    "images": [{"size": ["a", "b"]}, {"size": "ab"}, {"size": 5}, {"size": [5]}, {"size": [16_385, 5]}, {"size": [5, 2.0]},
+               {"mode": ["L"]}],
+}  # fmt: skip
+for source, cases in OPTIONS.items():
+    for case in cases:
+        refused(f"{source} with {case}"[:60], lambda path, source=source, case=case: options(source, path, **case))
+refused("npy with labels in a list", lambda path: npy_options(path, labels=["a"]))
+
+
 def two_shapes(path: Path) -> DataSpec:
     made = parquet(path)
     table = pa.table({"features": [[1.0, 2.0]] * ROWS, "label": labels(), "id": np.arange(ROWS) + 1000})
@@ -318,6 +346,9 @@ def every_image_cut(path: Path) -> DataSpec:
 
 SOUND = io.BytesIO()
 Image.fromarray(PIXELS[0]).save(SOUND, "png")
+OTHER = io.BytesIO()
+Image.fromarray(PIXELS[0]).save(OTHER, "pcx")
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 3 3\n%%EndComments\nshowpage\n%%EOF\n"
 refused("images in no class", with_files({"lost.png": SOUND.getvalue()}))
 refused("images beside what is none", with_files({"cat/notes.txt": b"x"}))
 refused("images of one class", lambda path: images(path, folders=("cat",)))
@@ -331,4 +362,6 @@ for length in spread(6, 45):
     quarantined(f"image cut to {length} bytes", with_files({"cat/bad.png": SOUND.getvalue()[:length]}), undecodable=1)
 quarantined("image that is a bomb", with_files({"cat/bomb.png": bomb()}), undecodable=1)
 quarantined("image that is text", with_files({"dog/text.jpg": b"<script>alert(1)</script>"}), undecodable=1)
+quarantined("image that is PostScript", with_files({"cat/page.png": POSTSCRIPT}), undecodable=1)
+quarantined("image of a format that no ending names", with_files({"cat/pcx.png": OTHER.getvalue()}), undecodable=1)
 quarantined("image that is a link to something else", linked("cat/link.png", outside), undecodable=1)

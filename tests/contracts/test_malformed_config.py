@@ -171,6 +171,7 @@ LIMITS = {
     "proxy.lr": ("0", "-1", ".inf", ".nan"),
     "data.validation": ("-0.1", "1", "2", ".nan"),
     "data.test_fraction": ("0", "1", "-1"),
+    "data.num_classes": ("0", "1", "1.5", "100000000", "x"),
     "data.shard_rows": ("0", "-5", "x"),
     "score.forward_rows": ("0", "15", "x"),
     "score.scores": ("[]", "null", "[el2n, el2n]", "[nope]", "['el2n@0']", "['el2n@2']", "['el2n@x']", "['aum@0.5']"),
@@ -201,6 +202,9 @@ ARGUMENTS = [
     ["run", QUICKSTART, "--set", "x"], ["run", QUICKSTART, "--set", "=x"], ["run", QUICKSTART, "--set", "a..b=1"],
     ["run", QUICKSTART, "--set", "seed=[1"], ["run", QUICKSTART, "--set", "select.arms.x.alpha=1"],
     ["run", QUICKSTART, "--set", "select.arms.99.alpha=1"], ["run", QUICKSTART, "--set", "name.x=1"],
+    ["run", QUICKSTART, "--set", "score.scores.0.x=1"], ["run", QUICKSTART, "--set", "score.scores.0.x.y=1"],
+    ["run", QUICKSTART, "--set", "select.keep=[0.1,0.2]", "--set", "select.keep.0.x=1"],
+    ["run", QUICKSTART, "--set", f"select.arms.{'9' * 5000}.alpha=1"],
     ["run", QUICKSTART, "--store", ""], ["run", QUICKSTART, "--store", "ftp://x/y"], ["run", QUICKSTART, "--store", "s3://"],
     ["run", QUICKSTART, "--store", "s3://a"], ["run", QUICKSTART, "--store", QUICKSTART],
     ["run", QUICKSTART, "--store", f"{QUICKSTART}/below"], ["run", QUICKSTART, "--store", "/proc/nope"],
@@ -288,6 +292,49 @@ def test_a_seal_whose_digest_is_forged_but_whose_facts_are_gone_ends_in_a_messag
     edit_seal(seals(store, "shard")[0], lambda body: body.update(parts=[]), forge=True)
     code, _, error = command(capsys, "report", plan().run_name, "--store", str(store))
     assert code in (0, 1) and "Traceback" not in error
+
+
+OBJECT = "stages/select-0123456789ab/part.parquet"
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        "S/" + OBJECT, "S/stages/./select-0123456789ab/part.parquet", "S/stages//select-0123456789ab/part.parquet",
+        "S/runs/../" + OBJECT, "file://S/stages/./select-0123456789ab/part.parquet", "link/part.parquet",
+        "S/stages/select-0123456789ab/out.parquet", "S/stages/out.parquet", "S/runs/out.parquet", "S/large/out.parquet",
+        "S/tmp/out.parquet", "S/retired/20260101T000000Z-01234567/" + OBJECT, "inside/part.parquet", "inside/./part.parquet",
+        "s3://bucket/x/" + OBJECT, "s3://bucket/x/stages/./select-0123456789ab/p", "s3://bucket/x/stages//select-0123456789ab/p",
+        "s3://bucket/retired/20260101T000000Z-01234567/run.json", "s3://bucket/runs/a-0123456789ab/../a-0123456789ab/run.json",
+    ],
+)  # fmt: skip
+def test_a_selection_is_not_written_into_a_store(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "S"
+    sealed = root / OBJECT
+    for folder in ("runs", "large", "tmp", "retired/20260101T000000Z-01234567/stages/select-0123456789ab"):
+        (root / folder).mkdir(parents=True)
+    sealed.parent.mkdir(parents=True)
+    sealed.write_bytes(b"sealed")
+    (tmp_path / "link").symlink_to(sealed.parent)
+    before = tree(tmp_path)
+    # What "inside" means is a path from within the object's own folder.
+    monkeypatch.chdir(sealed.parent if out.startswith("inside/") else tmp_path)
+    out = out.removeprefix("inside/").replace("file://S", f"file://{root}")
+    words = ["select", str(tmp_path / "none.parquet"), "--score", "s", "--direction", "high", "--keep", "0.5", "--out", out]
+    assert "lies in a store" in refused(command(capsys, *words), 2)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("out", ["tmp/out.parquet", "runs/out.parquet", "S/out.parquet", "large/stages/out.parquet"])
+def test_a_selection_beside_a_store_is_not_taken_for_one(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "S" / OBJECT).parent.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    words = ["select", str(tmp_path / "none.parquet"), "--score", "s", "--direction", "high", "--keep", "0.5", "--out", out]
+    assert "lies in a store" not in refused(command(capsys, *words), 2)
 
 
 def test_names_cannot_leave_the_store(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def write(tmp_path: Path, body: dict[str, Any]) -> str:
         ("seed=-1", "seed"),
         ("train.replicates=0", "train.replicates"),
         ("data.validation=.nan", "data.validation"),
+        ("data.num_classes=100000000", r"data.num_classes.* is 100000000: .*1000000"),
+        ("data.label_map={a: 0, b: 100000000}", "at most 1000000 classes"),
     ],
 )
 def test_wrong_settings_get_one_message(override: str, message: str) -> None:
@@ -46,10 +48,22 @@ def test_wrong_settings_get_one_message(override: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["nothing", "=1", "seed.deeper=1", "select.arms.9.alpha=0.1", "seed=[1"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "nothing", "=1", "seed.deeper=1", "select.arms.9.alpha=0.1", "seed=[1", "score.scores.0.x=1", "score.scores.0.x.y=1",
+        f"select.arms.{'9' * 5000}.alpha=0.1", f"select.arms.{'9' * 5000}=0.1",
+    ],
+)  # fmt: skip
 def test_overrides_that_are_none(override: str) -> None:
-    with pytest.raises(InputError, match="--set"):
+    with pytest.raises(InputError, match="--set") as caught:
         load_config(QUICKSTART, [override])
+    assert len(str(caught.value)) < 600
+
+
+def test_an_override_below_the_item_of_an_earlier_one() -> None:
+    with pytest.raises(InputError, match=r"--set 'select.keep.0.x=1': 0 is a plain value"):
+        load_config(QUICKSTART, ["select.keep=[0.1, 0.2]", "select.keep.0.x=1"])
 
 
 def test_overrides_reach_into_lists() -> None:

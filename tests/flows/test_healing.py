@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import StageError
+from cluster.fingerprint import sha256
 from cluster.storage import Store
-from flows import cli
+from flows import cli, retiring
 from flows.attempts import Attempt
-from flows.plan import make_plan
+from flows.plan import Plan, make_plan
 from flows.repair import verify_and_repair
 from tasks.pool import SerialPool
 from tests.flows.serial_run import run_serially
@@ -31,6 +34,11 @@ def repair(store: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tupl
         with pytest.raises(SystemExit) as ended:
             cli.main()
     return int(ended.value.code or 0), json.loads(capsys.readouterr().out)
+
+
+def stages_of(tree_of: dict[str, bytes]) -> dict[str, bytes]:
+    """Return what a run must make again byte for byte: all but what was retired, and reports, which hold times."""
+    return {name: data for name, data in tree_of.items() if not name.startswith("retired/") and "/report/" not in name}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +104,37 @@ def test_a_seal_edited_to_hide_a_damaged_part_hides_nothing(tmp_path: Path, caps
     assert code == 0 and tree(store) == before
 
 
+@pytest.mark.parametrize("what", ["forged", "lost"])
+def test_a_damaged_seal_vouches_for_no_part(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = made(tmp_path)
+    sound = tree(store)
+    part, seal = parts(store, "score")[0], seals(store, "score")[0]
+    table = pq.read_table(part)
+    at = table.schema.get_field_index("el2n")
+    pq.write_table(table.set_column(at, table.schema.field(at), pc.negate(table.column(at))), part)
+    data = part.read_bytes()
+    if what == "forged":
+        edit_seal(seal, lambda body: body["parts"][0].update(sha256=sha256(data), size=len(data)))
+    else:
+        seal.unlink()
+    before = tree(store)
+    code, said = repair(store, capsys, "--heal")
+    assert code == 1 and said["healed"] == [] and "the part was changed too" in str(said["unhealed"])
+    assert tree(store) == before
+    assert repair(store, capsys, "--recompute")[0] == 0 and not part.exists()
+    run_serially(plan(), Store(str(store)), SerialPool())
+    run_serially(plan(OTHER), Store(str(store)), SerialPool())
+    assert stages_of(tree(store)) == stages_of(sound)
+
+
+def test_a_lost_seal_and_a_lost_part_are_both_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = made(tmp_path)
+    before = tree(store)
+    seals(store, "score")[0].unlink()
+    parts(store, "score")[0].unlink()
+    assert repair(store, capsys, "--heal")[0] == 0 and tree(store) == before
+
+
 def test_a_torn_and_a_lost_seal_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = made(tmp_path)
     before = tree(store)
@@ -134,8 +173,7 @@ def test_recompute_retires_what_is_downstream_and_a_run_computes_it_again(
     assert not any(name.rpartition("/")[0].removesuffix("/parts") in others for name in moved)
     assert said["next"] == [f"secateur resume {plan().run_name} --store {store}"]
     run_serially(plan(), Store(str(store)), SerialPool())
-    again = {name: data for name, data in tree(store).items() if not name.startswith("retired/") and "/report/" not in name}
-    assert again == {name: data for name, data in before.items() if "/report/" not in name}
+    assert stages_of(tree(store)) == stages_of(before)
 
 
 def test_recompute_keeps_sound_parts_and_takes_along_every_run_that_depends(
@@ -156,11 +194,43 @@ def test_recompute_keeps_sound_parts_and_takes_along_every_run_that_depends(
     assert len(kept) == 2
     run_serially(plan(), Store(str(store)), SerialPool())
     run_serially(plan(OTHER), Store(str(store)), SerialPool())
-    again = {name: data for name, data in tree(store).items() if not name.startswith("retired/") and "/report/" not in name}
-    assert again == {name: data for name, data in before.items() if "/report/" not in name}
+    assert stages_of(tree(store)) == stages_of(before)
 
 
-def test_quarantine_tables_are_verified_and_healed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("last", ["the damaged part", "its seal", "another part"])
+def test_a_retirement_cut_short_lets_no_damaged_part_back_in(
+    last: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = made(tmp_path)
+    before = tree(store)
+    first, *_, broken = parts(store, "score")
+    seal = seals(store, "score")[0]
+    flip(broken)
+    if last == "another part":
+        seal.unlink()
+    ends_with = {"the damaged part": broken, "its seal": seal, "another part": first}[last].relative_to(store)
+    move = retiring._move
+
+    def die(below: Store, folder: str, name: str) -> int:
+        moved = move(below, folder, name)
+        if name == str(ends_with):
+            raise KeyboardInterrupt
+        return moved
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(retiring, "_move", die)
+        verify_and_repair(plan().run_name, str(store), heal=False, recompute=True, as_json=False)
+    capsys.readouterr()
+    # Once the seal is gone nothing is left to find: what it stood for is retired by then.
+    assert repair(store, capsys)[0] == (0 if last == "its seal" else 1)
+    assert repair(store, capsys, "--recompute")[0] == 0 and not broken.exists()
+    run_serially(plan(), Store(str(store)), SerialPool())
+    run_serially(plan(OTHER), Store(str(store)), SerialPool())
+    assert stages_of(tree(store)) == stages_of(before)
+
+
+def quarantined(tmp_path: Path) -> tuple[Path, Plan, Path]:
+    """Run a plan whose data hold one bad row; return the store, the plan and the only quarantine table."""
     rows = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
     rows[7, 1] = np.nan
     table = pa.table({"a": rows[:, 0], "b": rows[:, 1], "c": rows[:, 2], "label": np.arange(120) % 2})
@@ -171,11 +241,27 @@ def test_quarantine_tables_are_verified_and_healed(tmp_path: Path, capsys: pytes
     )  # fmt: skip
     store, made_of = tmp_path / "store", make_plan(own)
     run_serially(made_of, Store(str(store)), SerialPool())
-    before = tree(store)
     found = sorted(store.glob("stages/shard-*/quarantine/*.parquet"))
     assert len(found) == 1
+    return store, made_of, found[0]
+
+
+@pytest.mark.parametrize("harm", [flip, Path.unlink])
+def test_a_part_is_retired_with_its_quarantine_table(harm: Callable[[Path], None], tmp_path: Path) -> None:
+    store, made_of, table = quarantined(tmp_path)
+    before = tree(store)
+    harm(table)
+    assert verify_and_repair(made_of.run_name, str(store), heal=False, recompute=True, as_json=False) is True
+    assert not table.exists() and not (table.parents[1] / "parts" / table.name).exists()
+    run_serially(made_of, Store(str(store)), SerialPool())
+    assert stages_of(tree(store)) == stages_of(before)
+
+
+def test_quarantine_tables_are_verified_and_healed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, made_of, table = quarantined(tmp_path)
+    before = tree(store)
     for harm in (flip, cut, Path.unlink):
-        harm(found[0])
+        harm(table)
         assert verify_and_repair(made_of.run_name, str(store), heal=False, recompute=False, as_json=True) is False
         said = json.loads(capsys.readouterr().out)
         assert [one["what"] for one in said["damage"]] == ["quarantine"]

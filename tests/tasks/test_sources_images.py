@@ -152,6 +152,8 @@ def test_places_and_arguments(tmp_path: Path) -> None:
     paint(tmp_path / "one", classes=("cat",))
     refused(tmp_path, spec_of(tmp_path / "one"), "at least 2 classes")
     refused(tmp_path, spec_of(tmp_path / "one", size=[3]), "[H, W]")
+    refused(tmp_path, spec_of(tmp_path / "one", size=["a", "b"]), "['a', 'b']", "[H, W]")
+    refused(tmp_path, spec_of(tmp_path / "one", size=[5, 16_385]), "[5, 16385]", "from 1 to 16384")
     refused(tmp_path, spec_of(tmp_path / "one", mode="CMYK"), "'CMYK'")
     refused(tmp_path, spec_of(tmp_path / "one", sise=[3, 3]), "'sise'", "did you mean 'size'?")
 
