@@ -2,7 +2,7 @@
 
 Source: Dunnett (1955), JASA 50. Arms share the replicates of `random`, so their mean differences correlate by 1/2 where
 all spreads are equal. Two things differ from the textbook's one-way layout, for reasons in
-docs/decisions/0012-dunnett-or-holm.md:
+docs/decisions/0011-dunnett-or-holm.md:
 
 - The shared spread is the root mean square of the arms' spreads of differences, not the residual of a layout that takes
   random's own spread for that of the arms. Its degrees of freedom are fewer, as the differences share random:
