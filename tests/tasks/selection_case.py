@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,27 @@ from tasks.selection.rows import ArrayRows, Batch
 
 I64 = npt.NDArray[np.int64]
 SCORE = "el2n"
+
+
+class GeneratedRows:
+    """Give n rows that are made anew in each pass: ids 0..n-1, scores (N,) as `score` makes them of ids (N,)."""
+
+    num_codes = 0
+    code_counts = None
+    has_scores = True
+
+    def __init__(self, n: int, score: Callable[[I64], npt.NDArray[np.float32]], piece_rows: int) -> None:
+        self.num_rows, self.score, self.piece_rows = n, score, piece_rows
+
+    def pieces(self) -> Sequence[int]:
+        return range(0, self.num_rows, self.piece_rows)
+
+    def read(self, piece: int) -> Iterator[Batch]:
+        ids = np.arange(piece, min(piece + self.piece_rows, self.num_rows), dtype=np.int64)
+        yield Batch(ids, self.score(ids), None)
+
+    def read_keys(self, piece: int) -> Iterator[Batch]:
+        return self.read(piece)
 
 
 class CutRows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from cluster.errors import InputError
 from tasks.samplers.pps import ONE, Sizes, TakeAll, exact_total, systematic
 from tasks.selection import ArrayRows, SelectionSpec, calibrated_selection
 from tasks.selection import systematic as drawing
-from tasks.selection.rows import Batch
 from tasks.standalone import select_file
 from tasks.tables import encode_table
 from tests.oracles import systematic as oracle
-from tests.tasks.selection_case import columns, cut, random_rows, same
+from tests.tasks.selection_case import GeneratedRows, columns, cut, random_rows, same
 
 
 def pps(keep: float, floor: float | None = None, **settings: Any) -> SelectionSpec:
@@ -197,34 +195,13 @@ def test_sizes_are_the_scores_to_the_unit() -> None:
     assert exact_total(np.full(1000, 2**61, dtype=np.int64)) == 1000 * 2**61
 
 
-
-class _Generated:
-    """Give n rows whose scores are made anew in each pass."""
-
-    num_codes = 0
-    code_counts = None
-    has_scores = True
-
-    def __init__(self, n: int) -> None:
-        self.num_rows = n
-
-    def pieces(self) -> Sequence[int]:
-        return range(0, self.num_rows, 2**14)
-
-    def read(self, piece: int) -> Iterator[Batch]:
-        ids = np.arange(piece, min(piece + 2**14, self.num_rows), dtype=np.int64)
-        yield Batch(ids, (1 + ids % 7).astype(np.float32), None)
-
-    def read_keys(self, piece: int) -> Iterator[Batch]:
-        return self.read(piece)
-
-
 def test_trap_13_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "_RANGE_ROWS", 2**13)
     peaks = []
     for n in (2**17, 2**19):
+        rows = GeneratedRows(n, lambda ids: (1 + ids % 7).astype(np.float32), 2**14)
         tracemalloc.start()
-        table = calibrated_selection(_Generated(n), pps(500 / n), 3)
+        table = calibrated_selection(rows, pps(500 / n), 3)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert table.num_rows == 500

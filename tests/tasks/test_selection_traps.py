@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -12,11 +11,11 @@ from cluster.errors import InputError
 from tasks.hashing import hash64
 from tasks.samplers.design import total_budget
 from tasks.selection import calibrated_selection, drawing
-from tasks.selection.rows import ArrayRows, Batch
+from tasks.selection.rows import ArrayRows
 from tasks.selection.table import SelectionTable
 from tasks.tables import encode_table
 from tests.oracles import selection as oracle
-from tests.tasks.selection_case import columns, cut, random_rows, same, spec
+from tests.tasks.selection_case import GeneratedRows, columns, cut, random_rows, same, spec
 
 
 def _bytes(table: SelectionTable) -> list[bytes]:
@@ -103,33 +102,13 @@ def test_groups_are_selected_as_each_would_be_alone() -> None:
         assert chosen & set(ids) == {row.example_id for row in truth}
 
 
-class _Generated:
-    """Give n rows of one score value, made anew in each pass."""
-
-    num_codes = 0
-    code_counts = None
-    has_scores = True
-
-    def __init__(self, n: int) -> None:
-        self.num_rows = n
-
-    def pieces(self) -> Sequence[int]:
-        return range(0, self.num_rows, 2**16)
-
-    def read(self, piece: int) -> Iterator[Batch]:
-        ids = np.arange(piece, min(piece + 2**16, self.num_rows), dtype=np.int64)
-        yield Batch(ids, np.zeros(len(ids), dtype=np.float32), None)
-
-    def read_keys(self, piece: int) -> Iterator[Batch]:
-        return self.read(piece)
-
-
 def test_trap_13_memory_does_not_grow_with_the_rows_even_if_all_tie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "OPEN_ROWS", 2**13)
     peaks = []
     for n in (2**18, 2**20):
+        rows = GeneratedRows(n, lambda ids: np.zeros(len(ids), dtype=np.float32), 2**16)
         tracemalloc.start()
-        table = calibrated_selection(_Generated(n), spec("approximate", 2000 / n, 0.5), 3)
+        table = calibrated_selection(rows, spec("approximate", 2000 / n, 0.5), 3)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert table.num_rows == 2000
