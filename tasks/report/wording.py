@@ -119,7 +119,7 @@ def adjustment_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
         return "One comparison with random: paired t, no adjustment."
     start = f"{arms} comparisons with random, adjusted by {first['adjustment']} (5 % over all of them)"
     if p is None:
-        return f"{start}: with few arms or replicates, or with differences that do not vary, it cannot be told whether spreads agree."
+        return f"{start}: few arms or replicates, or differences that do not vary, do not tell whether spreads agree."
     return f"{start}: their spreads {'agree' if first['adjustment'] == 'Dunnett' else 'differ'}, Bartlett's p {p:.2g}."
 
 
