@@ -69,8 +69,8 @@ class Conductor:
         return notes
 
     def fit(self, config: dict[str, Any], name: str, folder: str, world_size: int) -> dict[int, Exception]:
-        """Train; return the error of each rank that failed, none where all is well."""
-        from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+        """Train; return the error of each rank that failed, -1 where it was none of theirs, none where all is well."""
+        from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
         from ray.train.torch import TorchConfig, TorchTrainer
 
         logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -93,6 +93,9 @@ class Conductor:
             trainer.fit()
         except WorkerGroupError as error:
             return {rank: _bare(failure) for rank, failure in sorted(error.worker_failures.items())}
+        except ControllerError as error:
+            # A worker that dies while the controller sets the group up is no rank's failure there.
+            return {-1: _bare(error.controller_failure)}
         return {}
 
 
@@ -125,7 +128,8 @@ def own_error(failures: Mapping[int, Exception]) -> Exception | None:
 
 def _told(failures: Mapping[int, Exception]) -> str:
     return "; ".join(
-        f"rank {rank}: {type(error).__name__}: {str(error).partition(chr(10))[0]}" for rank, error in failures.items()
+        f"{f'rank {rank}' if rank >= 0 else 'the trainer'}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        for rank, error in failures.items()
     )
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster import errors
 from cluster.errors import InputError
 from cluster.record import Part, Seal
 from cluster.storage import Store
@@ -24,6 +25,7 @@ from tasks.sources.spec import DataSpec
 from tasks.standalone import select_file
 from tasks.tables import load_part
 from tests.contracts.malformed_case import QUARANTINED, REFUSED
+from tests.own_process import in_own_process
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -37,26 +39,48 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     yield
 
 
-def one_message(error: InputError, folder: Path) -> None:
+def one_message(code: int, text: str) -> None:
     """Assert that an error is one that a person can act on."""
-    text = str(error)
-    assert error.exit_code == 2 and 20 < len(text) < 4000 and "Traceback" not in text
+    assert code == 2 and 20 < len(text) < 4000 and "Traceback" not in text
     assert text.splitlines()[0].strip()
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
-    spec = REFUSED[name](tmp_path / "data")
-    store = Store(str(tmp_path / "store"))
+def refuse_all(folder: str) -> dict[str, list[Any]]:
+    """Return, by name, the error's class, exit code and text, the peak of traced memory, and whether there is a store.
+
+    Leaves tracing on: for a process of its own.
+    """
+    found: dict[str, list[Any]] = {}
     tracemalloc.start()
-    try:
-        with pytest.raises(InputError) as caught:
-            shard_stage(spec, store, SerialPool())
-        assert tracemalloc.get_traced_memory()[1] < MOST_MEMORY
-    finally:
-        tracemalloc.stop()
-    one_message(caught.value, tmp_path)
-    assert not (tmp_path / "store").exists()
+    for number, (name, build) in enumerate(REFUSED.items()):
+        place = Path(folder) / str(number)
+        place.mkdir()
+        spec = build(place / "data")
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        try:
+            shard_stage(spec, Store(str(place / "store")), SerialPool())
+            raised: list[Any] = [None, 0, ""]
+        except Exception as error:
+            raised = [type(error).__name__, getattr(error, "exit_code", 1), str(error)]
+        found[name] = [*raised, tracemalloc.get_traced_memory()[1] - before, (place / "store").exists()]
+    return found
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """Return what came of every input that is to be refused."""
+    found: dict[str, list[Any]] = in_own_process(refuse_all, str(tmp_path_factory.mktemp("refused")))
+    return found
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_anything_is_written(refused: dict[str, list[Any]], name: str) -> None:
+    kind, code, text, peak, store_is_there = refused[name]
+    assert issubclass(getattr(errors, str(kind), OSError), InputError), (kind, text)
+    assert peak < MOST_MEMORY
+    one_message(code, text)
+    assert not store_is_there
 
 
 @pytest.mark.parametrize("name", QUARANTINED)
@@ -116,7 +140,7 @@ def test_own_scores_are_refused(tmp_path: Path, indexed: tuple[Store, DataSpec, 
     before = store.list("stages")
     with pytest.raises(InputError) as caught:
         merge_stage(MergeInputs(spec, seal, None, str(tmp_path / "scores.parquet")), store, SerialPool())
-    one_message(caught.value, tmp_path)
+    one_message(caught.value.exit_code, str(caught.value))
     assert store.list("stages") == before
 
 
@@ -130,8 +154,8 @@ def test_own_scores_that_are_cut_short(tmp_path: Path, indexed: tuple[Store, Dat
     before = store.list("stages")
     with pytest.raises(InputError) as caught:
         merge_stage(MergeInputs(spec, seal, None, str(path)), store, SerialPool())
-    one_message(caught.value, tmp_path)
+    one_message(caught.value.exit_code, str(caught.value))
     with pytest.raises(InputError) as caught:
         select_file(str(path), score="s", direction="high", keep=0.5, alpha=0.5, out=str(out))
-    one_message(caught.value, tmp_path)
+    one_message(caught.value.exit_code, str(caught.value))
     assert store.list("stages") == before and not out.exists()
