@@ -7,6 +7,7 @@ import pickle
 import sys
 import threading
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,13 @@ class Host:
         self._finished = 0
 
     def start(self, turn: int, code: Sequence[str], payload: bytes) -> Outcome:
-        """Make the worker that `payload`, a pickled callable, makes; `turn` tells it from those before it."""
+        """Make the worker that `payload` of `dump` makes; `turn` tells it from those before it."""
         with self._computing:
             self._turn, self._worker = turn, None
             try:
                 # Shipped code has relative paths, below the working folder Ray unpacked it in.
                 add_code_dirs(Path(folder).absolute() for folder in code)
-                self._worker = ray.cloudpickle.loads(payload)()
+                self._worker = ray.cloudpickle.loads(zlib.decompress(payload))()
             except Exception as error:
                 return False, portable(error, "in the worker's constructor")
             return True, None
@@ -118,7 +119,7 @@ def new_host(cpus: float, gpus: float) -> Any:
 
 
 def dump(make_worker: Callable[[], Any]) -> bytes:
-    """Return the pickled callable, for `Host.start`."""
+    """Return the pickled callable, for `Host.start`: compressed, since seals list thousands of shards."""
     pickler: Any = ray.cloudpickle
     data: bytes = pickler.dumps(make_worker)
-    return data
+    return zlib.compress(data, 1)

@@ -61,6 +61,8 @@ def prepare_local() -> None:
         if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
             # Without it Ray writes one below the home folder.
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # Records of every call for a dashboard that is off: 1.5 to 2.4 KB a call in the driver, 0.1 without.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     from ray import _raylet
     from ray._private import ray_constants
 

@@ -18,6 +18,7 @@ from cluster.errors import InputError
 from cluster.storage import filesystem
 from tasks.hashing import I64
 from tasks.imports import nearest
+from tasks.selection.repeats import find_repeats
 from tasks.selection.rows import BATCH_ROWS, Batch, over_pieces
 
 ID_COLUMNS = ("example_id", "id")
@@ -131,8 +132,8 @@ class ParquetRows:
     def check_unique(self) -> None:
         """Raise InputError when an id occurs twice.
 
-        Ascending ids in disjoint files, the usual case, are seen to be unique in one streamed pass; others are sorted in
-        memory, 8 bytes a row.
+        Ascending ids in disjoint files, the usual case, are seen to be unique in one streamed pass; others are compared on
+        disk, 8 bytes a row in the temporary folder.
         """
         spans: list[tuple[int, int]] = []
         for ids in self._all_ids():
@@ -144,12 +145,11 @@ class ParquetRows:
             spans.sort()
             if all(one[1] < other[0] for one, other in pairwise(spans)):
                 return
-        found = np.sort(np.concatenate(list(self._all_ids())))
-        twice = found[1:][found[1:] == found[:-1]]
-        if len(twice):
+        count, least = find_repeats(self._all_ids(), self.num_rows)
+        if count:
             raise InputError(
-                f"scores {self.uri}: {len(np.unique(twice))} ids occur more than once in {self.id_column!r}, "
-                f"{int(twice[0])} for example; every example has one row"
+                f"scores {self.uri}: {count} ids occur more than once in {self.id_column!r}, {least} for example; every example "
+                "has one row"
             )
 
     def _all_ids(self) -> Iterator[I64]:
