@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export SECATEUR_STORE ?= store
 S3_JOB := tests/s3/test_run.py::test_expired_credentials_end_it_and_an_outage_does_not
 
-.PHONY: quickstart mnist sweep test test-faults chaos lint audit bench clean
+.PHONY: quickstart mnist sweep cells test test-faults chaos lint audit bench clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/secateur run configs/quickstart.yaml
@@ -16,6 +16,10 @@ mnist: $(VENV)/.run
 # The collapse and its repair, as the figure in the README: MNIST=/path make sweep
 sweep: $(VENV)/.run
 	$(BIN)/secateur sweep configs/sweep.yaml
+
+# Every sampler against random, cell by cell, into benchmarks/cells.md: MNIST=/path make cells (hours on two cores)
+cells: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.cells
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/faults --deselect $(S3_JOB)
@@ -38,7 +42,8 @@ audit: $(VENV)/.dev
 	$(BIN)/python .ci/audit
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.grand
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
+	$(BIN)/python -m benchmarks
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

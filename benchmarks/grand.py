@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -9,15 +10,17 @@ import torch
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
+from benchmarks.contest import Row, table
 from tasks.models.build import build_model
 from tasks.scores import score_batch
 from tasks.spec import Use
 
 ROWS, REPEATS = 32, 5
+OURS, ONE_PASS = "score_batch grand", "one forward + backward"
 
 
-def main() -> None:
-    """Print seconds of each way, its ratio to score_batch, and the largest relative error."""
+def measure(repeats: int) -> list[Row]:
+    """Return the lines of the table."""
     torch.set_num_threads(2)
     model = build_model(Use(use="resnet18"), (3, 32, 32), 10, seed=0).eval()
     generator = torch.Generator().manual_seed(0)
@@ -51,22 +54,36 @@ def main() -> None:
         return sum(g.double().flatten(1).pow(2).sum(1) for g in grads.values()).sqrt()
 
     ways: list[tuple[str, Callable[[], torch.Tensor]]] = [
-        ("score_batch grand", ours), ("forward + backward", one_pass), ("per-example loop", loop),
+        (OURS, ours), (ONE_PASS, one_pass), ("per-example loop", loop),
         ("torch.func vmap(grad)", per_example),
     ]  # fmt: skip
     truth = loop()
-    base = 0.0
+    seconds, error = {}, 0.0
     for name, way in ways:
         result = way()
         times = []
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             start = time.perf_counter()
             way()
             times.append(time.perf_counter() - start)
-        median = sorted(times)[REPEATS // 2]
-        base = base or median
-        error = float(((result.double() - truth).abs() / truth).max()) if len(result) else float("nan")
-        print(f"{name:<24}{median:8.3f} s  {median / base:6.2f} x  largest relative error {error:.1e}")
+        seconds[name] = sorted(times)[repeats // 2]
+        if name == OURS:
+            error = float(((result.double() - truth).abs() / truth).max())
+        print(f"  {name}: {seconds[name]:.3f} s", file=sys.stderr, flush=True)
+    mine, out = seconds[OURS], []
+    for name, bar, faster in (("torch.func vmap(grad)", 15.0, True), ("per-example loop", 5.0, True), (ONE_PASS, 3.0, False)):
+        ratio = seconds[name] / mine if faster else mine / seconds[name]
+        met = (ratio >= bar if faster else ratio <= bar) and error <= 1e-4
+        said = f"{'>=' if faster else '<='} {bar:g}x{' faster' if faster else ' its time'}"
+        work = f"exact GraNd over all parameters, ResNet-18, batch {ROWS}"
+        out.append(Row(work, name, said, f"{mine:.2f} s", f"{seconds[name]:.2f} s", f"{ratio:.2f}x", met,
+                       f"largest relative error {error:.1e}"))  # fmt: skip
+    return out
+
+
+def main() -> None:
+    """Print the table."""
+    print(table(measure(REPEATS)))
 
 
 if __name__ == "__main__":

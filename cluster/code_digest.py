@@ -22,6 +22,7 @@ class _Closure:
     packages: dict[str, str] = field(default_factory=dict)
     # Folder of a module that is on the import path without ever having been installed, by its top name.
     uninstalled: dict[str, Path] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
     _distributions: Mapping[str, list[str]] | None = None
 
     def locate(self, module: str) -> tuple[Path | None, bool]:
@@ -65,6 +66,7 @@ class _Closure:
             if file is None:
                 self.modules[name] = "namespace"
             elif file.suffix == ".so":
+                self.files.append(file)
                 self.modules[name] = sha256(file.read_bytes())
             else:
                 self.read(name, file, is_package)
@@ -110,6 +112,7 @@ class _Closure:
 
     def read(self, name: str, file: Path, is_package: bool) -> None:
         """Digest one source file and follow its imports."""
+        self.files.append(file)
         try:
             tree = ast.parse(file.read_bytes(), filename=str(file))
         except (SyntaxError, ValueError) as error:
@@ -196,10 +199,20 @@ def code_digest(entry_points: Iterable[str], code_dirs: Sequence[Path | str]) ->
     computed at run time and data files; `code_version` in the configuration stands for those. Raises InputError for a
     module that does not exist or does not parse.
     """
+    closure = _closure(entry_points, code_dirs)
+    return sha256(canonical_json({"modules": closure.modules, "packages": closure.packages}, "code"))
+
+
+def code_files(entry_points: Iterable[str], code_dirs: Sequence[Path | str]) -> list[Path]:
+    """Return the files whose content `code_digest` is of."""
+    return _closure(entry_points, code_dirs).files
+
+
+def _closure(entry_points: Iterable[str], code_dirs: Sequence[Path | str]) -> _Closure:
     closure = _Closure([Path(folder).absolute() for folder in code_dirs])
     for entry in sorted(set(entry_points)):
         module, _, _ = entry.partition(":")
         if not all(part.isidentifier() for part in module.split(".")):
             raise InputError(f"{entry!r} is not of the form package.module:callable")
         closure.add(module, f"entry point {entry!r}", True)
-    return sha256(canonical_json({"modules": closure.modules, "packages": closure.packages}, "code"))
+    return closure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "API_KEY", "ACCESS_KEY", "CREDENTIAL", "AUTH_STRING", "PRIVATE_KEY")
 # Variables that say where a secret lies, not what it is.
@@ -79,7 +79,17 @@ def _held() -> Iterator[tuple[str, str]]:
 
 def scrub(text: str) -> str:
     """Return `text` without the values of secret environment variables and without anything that has a secret's form."""
-    for name, value in _held():
+    return _scrub(text, list(_held()))
+
+
+def scrub_each(texts: Iterable[str]) -> dict[str, str]:
+    """Return {text: text without secrets}; for many, as the environment is read once."""
+    held = list(_held())
+    return {text: _scrub(text, held) for text in set(texts)}
+
+
+def _scrub(text: str, held: Sequence[tuple[str, str]]) -> str:
+    for name, value in held:
         text = text.replace(value, f"<{name}>")
     for _, form, instead in _FORMS:
         text = form.sub(instead, text)

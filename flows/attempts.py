@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 import threading
 import uuid
@@ -26,6 +27,8 @@ HEARTBEAT_S = 30.0
 LOST_AFTER_S = 120.0
 
 Fact = str | bool | int
+
+_ATTEMPT_FILE = re.compile(r"(\.heartbeat|\.stages|\.end)?\.json\Z")
 
 log = logging.getLogger("secateur.attempts")
 
@@ -52,9 +55,11 @@ class StageTiming:
 
 @dataclass(frozen=True)
 class AttemptState:
-    """Tell one attempt's story: `state` is running, lost, failed, interrupted, done, or unreadable where its record is.
+    """Tell one attempt's story: `state` is running, lost, failed, interrupted, done, or unreadable where its record is and
+    it gives no sign of life.
 
-    `facts` are those the attempt was given; `unreadable` names its files that make no sense, which say nothing here.
+    `facts` are those the attempt was given; `unreadable` names its files that make no sense, or its start where that is
+    lost, which say nothing here.
     """
 
     name: str
@@ -225,26 +230,30 @@ def attempt_states(store: Store, run: str, now: datetime | None = None) -> list[
 
     An attempt without an end is lost when its process is gone, as far as that can be seen from this machine, or when
     its last heartbeat is more than 120 s old; otherwise it is running. Files that make no sense are named in the state
-    of their attempt and counted in the log.
+    of their attempt and counted in the log; one whose start or end makes none is running by the rest of its files, or
+    unreadable.
     """
     names = set(store.list(f"runs/{run}/attempts"))
-    suffixes = (".heartbeat.json", ".stages.json", ".end.json")
     states: list[AttemptState] = []
-    for name in sorted(name for name in names if name.endswith(".json") and not name.endswith(suffixes)):
-        files = _Files(store, name.removesuffix(".json"), names)
+    for base in sorted({_ATTEMPT_FILE.sub("", name) for name in names if name.endswith(".json")}):
+        files = _Files(store, base, names)
         start = files.read(".json", _start)
-        if start is None and not files.unreadable:
-            continue
         beat = files.read(".heartbeat.json", lambda body: _moment(body["time"]))
         end = files.read(".end.json", _end)
         stages = files.read(".stages.json", _stages)
-        title = files.base.rpartition("/")[2]
+        if start is None and beat is None and end is None and stages is None and not files.unreadable:
+            # All of it was taken away since it was listed.
+            continue
+        if start is None and f"{base}.json" not in files.unreadable:
+            files.unreadable.append(f"{base}.json")
+        title = base.rpartition("/")[2]
         if end is not None:
             state = end[0]
-        elif start is None or f"{files.base}.end.json" in files.unreadable:
-            state = "unreadable"
         else:
-            state = _living_state(start.process, beat or start.started, now or _now())
+            sign = beat or (start.started if start else None)
+            state = _living_state(start.process if start else None, sign, now or _now())
+            if state == "lost" and (start is None or f"{base}.end.json" in files.unreadable):
+                state = "unreadable"
         states.append(
             AttemptState(
                 name=title,
@@ -268,9 +277,10 @@ def attempt_states(store: Store, run: str, now: datetime | None = None) -> list[
     return states
 
 
-def _living_state(process: Process, heartbeat: str, now: datetime) -> str:
-    late = now - datetime.fromisoformat(heartbeat) > timedelta(seconds=LOST_AFTER_S)
-    return "lost" if late or process.alive() is False else "running"
+def _living_state(process: Process | None, sign: str | None, now: datetime) -> str:
+    """Return running or lost; what is not known, the process or its last sign of life, decides nothing in its favour."""
+    late = sign is None or now - datetime.fromisoformat(sign) > timedelta(seconds=LOST_AFTER_S)
+    return "lost" if late or (process is not None and process.alive() is False) else "running"
 
 
 def stage_timings(store: Store, run: str) -> list[StageTiming]:

@@ -15,8 +15,10 @@ from typing import Annotated, Any, NoReturn, TextIO, cast
 import typer
 
 from cluster.code import check_own_packages
+from cluster.control_characters import show_controls
 from cluster.errors import InputError, SecateurError
 from cluster.redaction import scrub
+from flows.output import own_output, results
 
 app = typer.Typer(
     name="secateur",
@@ -47,9 +49,10 @@ def run(
     from flows.execute import execute
     from flows.sweep import refuse_sweep
 
-    planned = load_config(config, sets or ())
-    refuse_sweep(planned)
-    execute(planned, store, ray, as_json)
+    with own_output():
+        planned = load_config(config, sets or ())
+        refuse_sweep(planned)
+        execute(planned, store, ray, as_json)
 
 
 @app.command()
@@ -60,7 +63,8 @@ def sweep(
     from flows.config import load_config
     from flows.sweep import run_sweep
 
-    run_sweep(load_config(config, sets or ()), store, ray, as_json)
+    with own_output():
+        run_sweep(load_config(config, sets or ()), store, ray, as_json)
 
 
 @app.command()
@@ -71,11 +75,12 @@ def resume(run: Run, store: StoreOption = "./store", ray: Ray = "local", as_json
     from flows.plan import find_states
     from flows.runs import plan_of
 
-    place = Store(store)
-    planned = plan_of(run, place)
-    # A broken seal ends it here, before anything is started.
-    find_states(planned, place)
-    execute(planned.config, store, ray, as_json)
+    with own_output():
+        place = Store(store)
+        planned = plan_of(run, place)
+        # A broken seal ends it here, before anything is started.
+        find_states(planned, place)
+        execute(planned.config, store, ray, as_json)
 
 
 @app.command()
@@ -131,7 +136,10 @@ def verify(
     """Read everything a run's seals list and name what is not as it was written."""
     from flows.repair import verify_and_repair
 
-    if not verify_and_repair(run, store, heal, recompute, as_json):
+    # To heal runs the user's code in this process.
+    with own_output():
+        sound = verify_and_repair(run, store, heal, recompute, as_json)
+    if not sound:
         raise typer.Exit(1)
 
 
@@ -142,7 +150,7 @@ def select(
     direction: Annotated[str, typer.Option("--direction", help="End that is kept as signal: high or low.")],
     keep: Annotated[float, typer.Option("--keep", help="Fraction kept, in (0, 1].", metavar="F")],
     out: Annotated[str, typer.Option("--out", help="Parquet file to write, outside the store.", metavar="URI")],
-    protocol: Annotated[str, typer.Option("--protocol", help="random, topk, exact, tempered, ccs, band, pps, ...")] = "exact",
+    protocol: Annotated[str, typer.Option("--protocol", help="random, topk, exact, raked, ccs, band, pps, ...")] = "exact",
     alpha: Annotated[str | None, typer.Option("--alpha", help="Share of signal in the budget, in [0, 1], or auto.")] = None,
     params: Annotated[
         list[str] | None, typer.Option("--param", help="Parameter of the protocol: gamma=0.5, beta=0.1.", metavar="NAME=VALUE")
@@ -225,11 +233,13 @@ class DiscreetStream:
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
-    """Print one message on standard error and end: one line, and below it the rows of a table, which are indented."""
+    """Print one message on standard error and end: one line, and below it the rows of a table, which are indented.
+
+    Control characters, which names of data may hold, are shown as escapes; so is what UTF-8 cannot hold.
+    """
     first, *rows = re.split(r"\n(?=  \S)", message.rstrip())
-    text = "\n".join([" ".join(first.split()), *("".join(c if c.isprintable() else " " for c in row) for row in rows)])
-    # Text that came from data may hold what UTF-8 cannot.
-    print(f"secateur: {text.encode(errors='backslashreplace').decode()}", file=sys.stderr)
+    text = "\n".join([" ".join(first.split()), *(row.replace("\n", " ") for row in rows)])
+    print(f"secateur: {show_controls(text)}", file=sys.stderr)
     sys.exit(exit_code)
 
 
@@ -251,13 +261,15 @@ def _main() -> None:
         said = error.format_message().rstrip(".")
         fail(f"{said}; `secateur --help` lists the commands, `secateur COMMAND --help` what each takes", 2)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            fail(f"{str(error.filename or error)[:80]}... is longer than a file's name or path may be; name a shorter one", 2)
         # Of the store, nearly always: a place that may not be read, a service that refuses.
         full = error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None
         hint = f"; free some space in the temporary folder {tempfile.gettempdir()}, or set TMPDIR to another" if full else ""
         fail(f"{type(error).__name__}: {error}{hint}", 1)
     except Exception:
         # A fault of ours or of the user's code: where it happened helps, what it holds must not leak.
-        traceback.print_exc()
+        print(show_controls(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as stop:
         print("secateur: interrupted", file=sys.stderr)
@@ -266,7 +278,7 @@ def _main() -> None:
 
 def print_json(document: Any) -> None:
     """Print one JSON document on standard output."""
-    print(json.dumps(document, indent=2, sort_keys=True, allow_nan=False))
+    print(json.dumps(document, indent=2, sort_keys=True, allow_nan=False), file=results())
 
 
 def parse_params(params: list[str]) -> dict[str, str]:

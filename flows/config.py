@@ -11,14 +11,16 @@ from pydantic import BaseModel, ValidationError, field_validator, model_validato
 from cluster.errors import InputError
 from cluster.fingerprint import canonical_json
 from cluster.redaction import find_secret, names_secret, scrub
-from flows.config_text import check_size, expand, override, read_yaml
+from flows.config_text import check_size, expand, override, read_yaml, refuse_controls
 from tasks import recipes
 from tasks.imports import nearest
 from tasks.models import BUILTIN_MODELS
+from tasks.policy.spec import PolicySpec
 from tasks.proxy import ProxySpec
-from tasks.score import ScoreSpec, score_columns
+from tasks.score import ScoreSpec, needs_proxies, score_columns
 from tasks.selection.cross_fitting import folds_of
-from tasks.selection.spec import AUTO, EXCLUDE, PARAMS, Alpha, SelectionSpec
+from tasks.selection.spec import AUTO, EXCLUDE, PARAMS, PROXY, Alpha, SelectionSpec, without_unset
+from tasks.shift.spec import ShiftSpec
 from tasks.sources.spec import DataSpec
 from tasks.spec import Recipe, Resources, Spec, Use, setting
 from tasks.train import TrainSpec
@@ -35,7 +37,8 @@ class ArmSpec(Spec):
     name: str | None = setting(None, identity=True, doc="Name in the results. Default: protocol, score and shares.")
     score: str | None = setting(None, identity=True, doc="Column of the score table that ranks.")
     protocol: str = setting(
-        "exact", identity=True, doc="topk, exact, approximate, tempered, ccs, band or pps; random is always there."
+        "exact", identity=True, doc="topk, exact, approximate, tempered, ccs, band, prototype_band, pps, raked, rs2 or "
+        "rotate; random is always there."
     )
     alpha: Alpha | None = setting(
         None, identity=True, doc="Share of the budget spent on signal, in [0, 1]; auto, exact only: that of least variance."
@@ -43,12 +46,21 @@ class ArmSpec(Spec):
     gamma: float | None = setting(None, identity=True, doc="Power of the exploration weight; tempered only.")
     direction: str | None = setting(None, identity=True, doc="Kept end, high or low. Default: the score's own.")
     classes: str | None = setting(None, identity=True, doc="Budgets of the classes: proportional or balanced.")
-    beta: float | None = setting(None, identity=True, doc="Share dropped from the hard end; ccs and band.")
-    width: float | None = setting(None, identity=True, doc="Share that the band holds; band only.")
+    beta: float | None = setting(None, identity=True, doc="Share dropped from the hard end; ccs, band, prototype_band.")
+    width: float | None = setting(None, identity=True, doc="Share that the band holds; band, prototype_band.")
+    features: str | None = setting(None, identity=True, doc="pca or proxy; prototype_band only. Default: pca.")
+    components: int | None = setting(None, identity=True, doc="Components of the features; prototype_band only. Default: 40.")
     strata: int | None = setting(None, identity=True, doc="Strata of the score's range; ccs only. Default: 50.")
     weights: str | None = setting(None, identity=True, doc="unit or ht; ccs only. Default: unit.")
     floor: float | None = setting(None, identity=True, doc="Share of the sizes spread uniformly; pps only. Default: 0.1.")
+    bins: int | None = setting(None, identity=True, doc="Bins of the score, at most; raked only. Default: 10.")
+    margins: str | None = setting(None, identity=True, doc="separate or crossed; raked only. Default: separate.")
+    bound: float | None = setting(None, identity=True, doc="Greatest change of a weight; raked only. Default: 4.")
     missing: str = setting(EXCLUDE, identity=True, doc="Examples without a score. Default: that of `select`.")
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that change the result, without those of LATER that are not set."""
+        return without_unset(super().identity())
 
     def at(self, keep: float) -> SelectionSpec:
         """Return the selection of this arm at one keep."""
@@ -73,6 +85,7 @@ class ArmSpec(Spec):
 
 
 RANDOM_ARM = ArmSpec(name="random", protocol="random")
+SOFT, OWN = "random, soft labels", "full, own schedule"
 
 
 class SelectSpec(Spec):
@@ -81,7 +94,7 @@ class SelectSpec(Spec):
     keep: tuple[float, ...] = setting(
         ..., identity=True, min_length=1, doc="Fraction kept of the train split, in (0, 1]: a number or a list."
     )
-    arms: tuple[ArmSpec, ...] = setting(..., identity=True, min_length=1, doc="The arms beside random.")
+    arms: tuple[ArmSpec, ...] = setting((), identity=True, doc="The arms beside random; `policy` finds one by itself.")
     missing: str = setting(
         EXCLUDE, identity=True, pattern="^(refuse|exclude|explore)$", doc="What is done with examples that the score stage "
         "quarantined: refuse to select, exclude them from the population, or leave them to exploration."
@@ -118,7 +131,7 @@ class SelectSpec(Spec):
             )
         if len(set(self.keep)) != len(self.keep):
             raise InputError(f"select.keep lists a fraction twice: {list(self.keep)}; each keep once")
-        labels = [arm.label for arm in self.arms] + ["random", "full"]
+        labels = [arm.label for arm in self.arms] + ["random", "full", SOFT, OWN]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise InputError(
@@ -171,9 +184,21 @@ class RunConfig(Spec):
     sweep: dict[str, tuple[Any, ...]] | None = setting(
         None, identity=True, doc="A grid {parameter of an arm: values}, in place of `select.arms`."
     )
+    policy: PolicySpec | None = setting(
+        None, identity=True, doc="auto, or a section: a race that finds the arm by itself, in place of `select.arms`."
+    )
     select: SelectSpec = setting(..., identity=True, doc="The selections.")
     train: TrainSpec = setting(..., identity=True, doc="The final trainings.")
+    shift: ShiftSpec | None = setting(
+        ShiftSpec(), identity=True, doc="What each selection does to the distribution, measured before any training, on "
+        "replicate 0 of every arm and keep; false for none. A race measures none."
+    )
     report: ReportSpec = setting(ReportSpec(), identity=True, doc="How arms are judged.")
+
+    @field_validator("shift", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        return ({} if value else None) if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
@@ -181,13 +206,22 @@ class RunConfig(Spec):
             raise InputError("the configuration has no scores: give `proxy` and `score`, or your own as `scores: URI`")
         if self.scores is not None and (self.score is not None or self.proxy is not None):
             raise InputError("`scores` replaces `proxy` and `score`: leave these two out, or leave `scores` out")
-        units = len(self.select.keep) * (len(self.select.arms) + 2) * self.train.replicates
+        from flows.race_plan import check_policy, most_units
+
+        check_policy(self)
+        units = len(self.select.keep) * (len(self.select.arms) + 4) * self.train.replicates
+        units = units if self.policy is None else most_units(self)
         units += self.proxy.seeds if self.proxy is not None else 0
         if units > MAX_UNITS:
             raise InputError(
                 f"the configuration asks for {units} proxies and trainings, and a run has at most {MAX_UNITS}; fewer seeds, "
                 "keeps, arms or replicates"
             )
+        for arm in self.select.arms:
+            if arm.features == PROXY:
+                self._check_proxies(arm)
+        if self.shift is not None:
+            self.shift.check(self.score, self.score is not None and needs_proxies(self.score))
         check_names("train", self.train.model, self.train.recipe)
         if self.proxy is not None:
             check_names("proxy", self.proxy.model, self.proxy.recipe)
@@ -203,6 +237,23 @@ class RunConfig(Spec):
                     # Raises where the table will have no gradient norm.
                     folds_of(arm.score, known)
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that change the result; `policy` only where it is given, as runs without it were named before."""
+        own = super().identity()
+        return own if self.policy is not None else {name: value for name, value in own.items() if name != "policy"}
+
+    def _check_proxies(self, arm: ArmSpec) -> None:
+        """Raise InputError where the select stage cannot read the features of proxies."""
+        if self.score is None or not needs_proxies(self.score):
+            raise InputError(
+                f"arm {arm.label!r} has features: proxy, and no score here needs a proxy, so none is trained; use features: pca"
+            )
+        if self.score.numerics.device == "cuda" and not self.select.resources.gpus:
+            raise InputError(
+                f"arm {arm.label!r} has features: proxy, which the select stage computes as scores are, on "
+                "score.numerics.device cuda; give select.resources.gpus, or use features: pca"
+            )
 
     def arms(self) -> list[ArmSpec]:
         """Return random, then the configured arms."""
@@ -225,7 +276,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     for text in overrides:
         override(body, text)
     check_size(body, path)
-    return parse_config(expand(body, path), path)
+    config = parse_config(expand(body, path), path)
+    # Not where run.json is read: a run that was made is one to verify, resume and show.
+    refuse_controls(config.model_dump(), f"configuration {path}")
+    return config
 
 
 def parse_config(body: Mapping[str, Any], where: str = "configuration") -> RunConfig:
@@ -317,7 +371,7 @@ def _absolute(config: RunConfig) -> RunConfig:
         "code": tuple(str(Path(folder).absolute()) for folder in config.code),
         "scores": place(config.scores),
     }
-    if config.data.source.use != "sklearn":
+    if config.data.source.use not in ("sklearn", "mnist1d"):
         changes["data"] = config.data.model_copy(
             update={"train": place(config.data.train), "test": place(config.data.test)}
         )

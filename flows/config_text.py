@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from cluster.control_characters import has_controls
 from cluster.errors import InputError
 from cluster.redaction import is_secret
 
@@ -65,6 +66,25 @@ def check_size(body: Any, where: str) -> None:
             waiting += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, list):
             waiting += [(item, depth + 1) for item in value]
+
+
+def refuse_controls(value: Any, where: str) -> None:
+    """Raise InputError where a setting holds control characters: names and paths are printed, and a terminal obeys them.
+
+    Arguments of user code and labels may: they are what code and data need them to be, and are printed as escapes.
+    """
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if name not in ("args", "label_map"):
+                refuse_controls(name, where)
+                refuse_controls(item, f"{where}: {name}")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            refuse_controls(item, where)
+    elif isinstance(value, str) and has_controls(value):
+        raise InputError(
+            f"{where} has {value[:MAX_SHOWN]!r}, which holds control characters; names and paths are printed, write it without"
+        )
 
 
 def override(body: dict[str, Any], text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def heal_run(lineage: Lineage, found: Findings, store: Store) -> list[Healing]:
     plan: Plan | None = None
     why = ""
     try:
-        plan = make_plan(lineage.config)
+        plan = make_plan(lineage.config).grown(store)
         if plan.run_name != lineage.run:
             why = f"data or code here are those of run {plan.run_name}"
     except InputError as error:
@@ -174,11 +174,14 @@ def _digest(store: Store, name: str) -> str | None:
 def _compute(plan: Plan, unit: Unit, store: OverlayStore) -> None:
     """Run the stage of one unit on the overlay, serially, in this process."""
     from flows import pipeline
+    from flows.measured import shift_inputs, shift_units
     from tasks.merge import merge_stage
     from tasks.proxy import proxy_stage
     from tasks.score import score_stage
-    from tasks.selecting import SelectInputs, selection_stage
+    from tasks.selecting import selection_stage
+    from tasks.selection.spec import PROXY
     from tasks.shard import shard_stage
+    from tasks.shift.units import shift_stage
     from tasks.subset import SubsetInputs, subset_stage
     from tasks.train import TrainInputs, train_stage
 
@@ -204,12 +207,25 @@ def _compute(plan: Plan, unit: Unit, store: OverlayStore) -> None:
     if unit.stage == "merge":
         merge_stage(pipeline.merge_inputs(plan, index, scores), store, pool)
     elif unit.stage == "select":
-        inputs = SelectInputs(run.data, index, seal_of("merge", plan.merge), run.select.resources)
-        selection_stage([(unit.key, pipeline.distinct(plan)[unit.key])], inputs, store, pool)
+        chosen_unit = pipeline.distinct(plan)[unit.key]
+        read = plan.proxies if chosen_unit.spec.features == PROXY else ()
+        inputs = pipeline.select_inputs(
+            plan, index, seal_of("merge", plan.merge), [seal_of("proxy", key) for key in read]
+        )
+        selection_stage([(unit.key, chosen_unit)], inputs, store, pool)
     elif unit.stage == "subset":
         chosen = next(key for key, _ in plan.selections.values() if plan.subset(key) == unit.key)
         inputs_of = SubsetInputs(run.data, index, run.select.resources)
         subset_stage(subset_units(plan, {chosen: seal_of("select", chosen)}), inputs_of, store, pool)
+    elif unit.stage in ("features", "shift"):
+        assert run.shift is not None
+        # The features need none.
+        only = replace(plan, shifts=tuple(one for one in plan.shifts if one.key == unit.key)[:1])
+        chosen_seals = {one.selection: seal_of("select", one.selection) for one in only.shifts}
+        cut = {one.selection: seal_of("subset", plan.subset(one.selection)) for one in only.shifts}
+        items = shift_units(only, chosen_seals, cut)
+        first = [seal_of("proxy", key) for key in plan.proxies[:1]] if run.shift.features == PROXY else []
+        shift_stage(run.shift, items, shift_inputs(plan, index, seal_of("merge", plan.merge), first), store, pool)
     else:
         training = next(training for training in plan.trainings if training.key == unit.key)
         key = training.selection

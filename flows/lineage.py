@@ -12,8 +12,9 @@ from cluster.storage import Store
 from flows.config import RunConfig, parse_config
 from flows.plan import Digests, Plan, plan_from, units_of
 from flows.runs import find_run, list_runs, read_record
+from tasks.shift.spec import PROXY
 
-STAGES = ("shard", "proxy", "score", "merge", "select", "subset", "train")
+STAGES = ("shard", "proxy", "score", "merge", "select", "subset", "features", "shift", "train")
 
 Node = tuple[str, str]
 """Stage and key of a unit: the same node in every run that uses it."""
@@ -21,7 +22,10 @@ Node = tuple[str, str]
 
 @dataclass(frozen=True)
 class Lineage:
-    """Hold what run.json says of a run, and the plan that follows from its configuration and digests here."""
+    """Hold what run.json says of a run, and the plan that follows from its configuration and digests here.
+
+    Of a race run.json names the units of the first rung. The others follow from sealed results, and only where the plan does.
+    """
 
     run: str
     config: RunConfig
@@ -41,7 +45,17 @@ class Lineage:
 
     def units(self, store: Store) -> list[Unit]:
         """Return the units of the run in the order they are computed."""
+        if self.plan is not None:
+            return [unit for _, unit in self.plan.units(store)]
         return list(units_of(self.keys, store))
+
+    def unknown(self, store: Store) -> list[str]:
+        """Return what of the run cannot be named now: the later rungs of a race whose earlier ones do not decide it here."""
+        if self.config.policy is None:
+            return []
+        if self.plan is not None and all(race.decided for race in self.plan.grown(store).races.values()):
+            return []
+        return ["later rungs of the race, which follow from results that are not there, or damaged, or another torch's"]
 
     def sources(self, store: Store) -> dict[Node, set[Node]]:
         """Return, for every unit, the units it was computed from.
@@ -53,7 +67,7 @@ class Lineage:
             return {
                 node: {other for other in nodes if STAGES.index(other[0]) < STAGES.index(node[0])} for node in nodes
             }
-        plan = self.plan
+        plan = self.plan.grown(store)
         out: dict[Node, set[Node]] = {node: {("shard", plan.shard)} for node in nodes}
         out["shard", plan.shard] = set()
         if plan.score is not None:
@@ -63,9 +77,18 @@ class Lineage:
             if unit.spec.score is not None:
                 out["select", key] |= {("merge", plan.merge)}
             out["subset", plan.subset(key)] |= {("select", key)}
+        if plan.features is not None and plan.config.shift is not None and plan.config.shift.features == PROXY:
+            out["features", plan.features] |= {("proxy", plan.proxies[0])}
+        for one in plan.shifts:
+            out["shift", one.key] |= {
+                ("merge", plan.merge), ("features", plan.features or ""), ("select", one.selection),
+                ("subset", plan.subset(one.selection)),
+            }  # fmt: skip
         for training in plan.trainings:
             if training.selection is not None:
                 out["train", training.key] |= {("select", training.selection), ("subset", plan.subset(training.selection))}
+            if training.teacher is not None:
+                out["train", training.key] |= {("train", training.teacher)}
         return out
 
 
@@ -78,7 +101,10 @@ def load_lineage(run: str, store: Store) -> Lineage:
         config = parse_config(record["config"], f"run {name}")
         plan = plan_from(config, Digests(keys["code"], keys["source_code"], keys["data"], keys["scores"]))
     except InputError as error:
-        raise CorruptError(f"run.json of {name} in {store.uri} holds no configuration of this version's: {error}") from error
+        raise CorruptError(
+            f"{store.url(f'runs/{name}/run.json')} holds no configuration of this version's: {error}; remove it, and `secateur "
+            "run CONFIG` makes a new run of what is sealed"
+        ) from error
     return Lineage(name, config, record, plan)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import flow
 
 from cluster.capacity import check_fits
+from cluster.code import add_code_dirs
 from cluster.errors import InputError
+from cluster.frozen_code import freeze_code
+from cluster.memory import release_memory
 from cluster.record import Seal
 from cluster.redaction import scrub_error
 from cluster.scratch import owned_folder
@@ -22,9 +27,12 @@ from cluster.storage import Store
 from flows.artifacts import publish_table
 from flows.attempts import Attempt
 from flows.config import RunConfig, parse_config
-from flows.plan import Plan, StageState, find_states, make_plan
+from flows.measured import shift_inputs, shift_units
+from flows.plan import Plan, StageState, entry_points, find_states, make_plan
 from flows.progress import Progress, print_line
-from flows.runs import make_report, record_run, recorded_stages, subset_units, versions
+from flows.race import race_to_the_end
+from flows.race_plan import race_scores
+from flows.runs import is_recorded, make_report, record_run, recorded_stages, subset_units, versions
 from flows.signals import current_guard
 from flows.stage_task import stage_task
 from tasks.merge import MergeInputs, merge_stage
@@ -35,6 +43,7 @@ from tasks.score import ScoreInputs, score_stage
 from tasks.scores.registry import score_info
 from tasks.selecting import SelectInputs, SelectionUnit, selection_stage
 from tasks.shard import shard_stage
+from tasks.shift.units import shift_stage
 from tasks.spec import Recipe, Use
 from tasks.subset import SubsetInputs, subset_stage
 from tasks.train import TrainInputs, TrainUnit, run_train_job, train_stage
@@ -62,6 +71,7 @@ score = stage_task(discreet(score_stage), name="score", run_name="score", tags=(
 merge = stage_task(discreet(merge_stage), name="merge", run_name="merge", tags=("secateur", "merge"))
 select = stage_task(discreet(selection_stage), name="select", run_name="select", tags=("secateur", "select"))
 subset = stage_task(discreet(subset_stage), name="subset", run_name="subset", tags=("secateur", "subset"))
+shift = stage_task(discreet(shift_stage), name="shift", run_name="shift", tags=("secateur", "shift"))
 train = stage_task(discreet(train_stage), name="train", run_name="train", tags=("secateur", "train"))
 report = stage_task(discreet(make_report), name="report", run_name="report", tags=("secateur", "report"))
 
@@ -76,8 +86,9 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
     states = {state.stage: state for state in find_states(plan, place)}
     with (
         owned_folder("run") as scratch,
-        RaySession(ray, run.code, scratch) as session,
+        RaySession(ray, code_as_planned(plan, scratch / "code"), scratch) as session,
         Progress() as progress,
+        contextlib.ExitStack() as recorded,
     ):
         guard = current_guard()
         if guard is not None:
@@ -88,8 +99,23 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
         launch = session.launcher(run_train_job)
         clock = Clock(states, progress)
 
+        def begin() -> None:
+            """Record the run and begin the attempt; a stage that is tried again, or that had no need to ask, changes nothing."""
+            if clock.attempt is None:
+                record_run(plan, place)
+                clock.attempt = recorded.enter_context(Attempt(place, plan.run_name, versions(), facts=found.facts))
+
+        def accept(meta: dict[str, Any]) -> None:
+            """Refuse what this run cannot use, before anything is written; what is written first is the run itself."""
+            check_fit(run, meta)
+            if run.scores is None:
+                begin()
+
+        if states["shard"].left and is_recorded(plan, place, ask=True):
+            # The same data were accepted before.
+            begin()
         with clock.stage("shard"):
-            index = shard(run.data, place, pool, plan.source_code, lambda meta: check_fit(run, meta))
+            index = shard(run.data, place, pool, plan.source_code, accept)
         warn_of_limit(index)
         tell_left_out("bad rows of the data", index)
         own = None
@@ -97,31 +123,42 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
             # The user's own scores are checked before the run is recorded: they may be wrong input.
             own = merge(merge_inputs(plan, index, None), place, pool)
             check_columns(run, own)
-        record_run(plan, place)
-        with Attempt(place, plan.run_name, versions(), facts=found.facts) as attempt:
-            clock.attempt = attempt
+        # Of a sealed index nothing was asked.
+        begin()
 
-            with clock.stage("proxy"):
-                proxies = proxy(run.proxy, proxy_inputs(plan, index), place, pool) if run.proxy and plan.proxies else []
-            with clock.stage("score"):
-                scores = score(run.score, score_inputs(plan, index, proxies), place, pool) if run.score else None
-            if scores is not None:
-                tell_left_out("train examples without a score", scores)
-            with clock.stage("merge"):
-                table = own or merge(merge_inputs(plan, index, scores), place, pool)
+        with clock.stage("proxy"):
+            proxies = proxy(run.proxy, proxy_inputs(plan, index), place, pool) if run.proxy and plan.proxies else []
+        with clock.stage("score"):
+            scores = score(run.score, score_inputs(plan, index, proxies), place, pool) if run.score else None
+        if scores is not None:
+            tell_left_out("train examples without a score", scores)
+        with clock.stage("merge"):
+            table = own or merge(merge_inputs(plan, index, scores), place, pool)
+
+        def train_arms(part: Plan) -> None:
+            """Select, cut out and train the arms of a plan, or of a part of one."""
             with clock.stage("select"):
-                chosen = distinct(plan)
-                inputs = SelectInputs(run.data, index, table, run.select.resources)
+                chosen = distinct(part)
+                inputs = select_inputs(plan, index, table, proxies)
                 selections = dict(zip(chosen, select(list(chosen.items()), inputs, place, pool)))
             with clock.stage("subset"):
-                units = subset_units(plan, selections)
+                units = subset_units(part, selections)
                 seals = subset(units, SubsetInputs(run.data, index, run.select.resources), place, pool)
                 subsets = dict(zip(selections, seals))
+            if run.shift is not None and part.shifts:
+                with clock.stage("shift"):
+                    inputs_of = shift_inputs(plan, index, table, proxies)
+                    shift(run.shift, shift_units(part, selections, subsets), inputs_of, place, pool)
             with clock.stage("train"):
-                train(run.train, train_inputs(plan, index, selections, subsets), place, pool, launch)
-            with clock.stage("report"):
-                results = report(plan, place, recorded_stages(place, plan.run_name))
-            publish_results(plan, results)
+                train(run.train, train_inputs(part, index, selections, subsets), place, pool, launch)
+
+        if run.policy is None:
+            train_arms(plan)
+        else:
+            race_to_the_end(plan, place, train_arms, clock.begin)
+        with clock.stage("report"):
+            results = report(plan, place, recorded_stages(place, plan.run_name), index, table)
+        publish_results(plan, results)
     return results
 
 
@@ -132,9 +169,16 @@ class Clock:
     states: dict[str, StageState]
     progress: Progress
     attempt: Attempt | None = None
+    round: str = ""
+    """What stages are recorded as part of, as the rung of a race."""
 
     def __post_init__(self) -> None:
         self.waiting: list[tuple[str, float, int, int]] = []
+
+    def begin(self, name: str, states: list[StageState]) -> None:
+        """Begin a round of stages that are recorded under its name; `states` are those of its own units."""
+        self.round = name
+        self.states = self.states | {state.stage: state for state in states}
 
     def stage(self, name: str) -> Watch:
         """Return a context manager around one stage."""
@@ -162,6 +206,7 @@ class Watch:
         if kind is not None:
             return
         seconds = time.monotonic() - self.start
+        release_memory()
         state = self.clock.states.get(self.name)
         total, there = (state.total, state.sealed) if state else (1, 0)
         self.clock.progress.finish(self.name)
@@ -169,7 +214,7 @@ class Watch:
             # Another run may have computed some of them meanwhile.
             words = f"{total - there} new" + (f", {there} there already" if there else "")
             print_line(f"{self.name:<8}{words}  {seconds:.1f} s")
-        self.clock.record(self.name, seconds, total - there, total)
+        self.clock.record(f"{self.clock.round} {self.name}".lstrip(), seconds, total - there, total)
 
 
 def proxy_inputs(plan: Plan, index: Seal) -> ProxyInputs:
@@ -192,6 +237,13 @@ def merge_inputs(plan: Plan, index: Seal, scores: Seal | None) -> MergeInputs:
     )
 
 
+def select_inputs(plan: Plan, index: Seal, table: Seal, proxies: list[Seal]) -> SelectInputs:
+    """Return what the select stage reads."""
+    run = plan.config
+    scoring = (run.score, score_inputs(plan, index, proxies)) if run.score is not None else None
+    return SelectInputs(run.data, index, table, run.select.resources, scoring)
+
+
 def distinct(plan: Plan) -> dict[str, SelectionUnit]:
     """Return the selections by key, each once."""
     return dict(plan.selections.values())
@@ -200,23 +252,40 @@ def distinct(plan: Plan) -> dict[str, SelectionUnit]:
 def train_inputs(
     plan: Plan, index: Seal, selections: dict[str, Seal], subsets: dict[str, Seal]
 ) -> TrainInputs:
-    """Return the trainings with their steps: at one keep, the same number in every arm, the full data's included."""
+    """Return the trainings with their steps: at one keep, the same in every arm but the full data's on its own schedule."""
     num_train = int(index.meta["num_train"])
     units: list[tuple[str, TrainUnit]] = []
     for item in plan.trainings:
-        steps = plan.config.train.steps_for(round(item.keep * num_train))
+        steps = plan.config.train.steps_for(round(item.steps_at * num_train))
         chosen = selections.get(item.selection or "")
         unit = TrainUnit(
-            item.arm, item.keep, item.replicate, subsets.get(item.selection or ""), chosen, steps, item.seed
+            item.arm, item.keep, item.replicate, subsets.get(item.selection or ""), chosen, steps, item.seed, item.teacher,
+            item.keeps_model,
         )
         units.append((item.key, unit))
     return TrainInputs(plan.config.data, index, plan.code, units)
+
+
+def code_as_planned(plan: Plan, target: Path) -> Sequence[Path | str]:
+    """Return the folders that the user's code is imported from: copies made now, of the digest that the keys hold.
+
+    Raises InputError where the code is not what was planned any more. Where `code_version` stands for the digest it is the
+    user who answers for what is imported.
+    """
+    run = plan.config
+    if not plan.code or run.code_version is not None:
+        return run.code
+    folders = freeze_code(entry_points(run), run.code, target, plan.code)
+    add_code_dirs(folders)
+    return folders
 
 
 def check_room(run: RunConfig, states: dict[str, StageState]) -> None:
     """Raise InputError when no node, also after the autoscaler has added all it may, can hold a worker of a stage left to do."""
     stages = {"shard": (run.data.resources, 1), "train": (run.train.resources, run.train.world_size)}
     stages |= dict.fromkeys(("merge", "select", "subset"), (run.select.resources, 1))
+    if run.shift is not None:
+        stages |= dict.fromkeys(("features", "shift"), (run.shift.resources, 1))
     if run.proxy is not None and run.score is not None:
         stages |= {"proxy": (run.proxy.resources, 1), "score": (run.score.resources, 1)}
     for stage, state in states.items():
@@ -229,6 +298,10 @@ def check_fit(run: RunConfig, meta: dict[str, Any]) -> None:
     """Raise InputError, before anything is written, when a keep leaves no example or a model does not fit the data."""
     from tasks.models.build import check_model
 
+    if run.policy is not None and not meta["num_validation"]:
+        raise InputError(
+            "a race is judged on the validation split, and it has no example here; raise data.validation, or give more data"
+        )
     for keep in run.select.keep:
         if round(keep * meta["num_train"]) < 1:
             raise InputError(f"select.keep {keep:g} of {meta['num_train']} train examples rounds to none; keep more")
@@ -256,6 +329,9 @@ def check_columns(run: RunConfig, table: Seal) -> None:
     from tasks.imports import nearest
 
     columns = list(table.meta["columns"])
+    for score in race_scores(run) if run.policy is not None else ():
+        if score not in columns:
+            raise InputError(f"policy.scores has {score!r}, which the score table has not; {nearest(score, columns)}")
     for arm in run.select.arms:
         if arm.score is not None and arm.score not in columns:
             raise InputError(f"arm {arm.label!r} ranks by {arm.score!r}, which the score table has not; "

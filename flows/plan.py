@@ -3,11 +3,11 @@ Prefect."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.code import add_code_dirs, check_code_dirs
 from cluster.code_digest import code_digest
@@ -15,17 +15,21 @@ from cluster.errors import InputError
 from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
 from cluster.record import Seal, Unit
 from cluster.storage import Store
-from flows.config import ArmSpec, RunConfig
+from flows.config import OWN, RANDOM_ARM, SOFT, ArmSpec, RunConfig
 from tasks.hashing import derive_seed
 from tasks.merge import merge_key, own_scores_key, scores_digest
 from tasks.proxy import proxy_key
 from tasks.score import checkpoints_needed, needs_proxies, score_key, scorer_key
 from tasks.selecting import SelectionUnit, selection_key
 from tasks.shard import shard_key
+from tasks.shift.units import features_key, shift_key
 from tasks.sources.digest import data_digest
 from tasks.spec import Spec, Use
 from tasks.subset import subset_key
 from tasks.train import train_key
+
+if TYPE_CHECKING:
+    from tasks.policy.halving import Race
 
 FULL = "full"
 # Look-ups at once: on S3 one takes some 30 ms and no CPU.
@@ -34,13 +38,36 @@ LOOKUPS = 8
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """Name one training: its arm and keep, its replicate, and the keys of what it reads and makes."""
+    """Name one training: its arm and keep, its replicate, and the keys of what it reads and makes.
+
+    `teacher` is the key of the training from whose model it learns, one that keeps its model; `steps_keep` is the keep of
+    its steps where that is another.
+    """
 
     arm: str
     keep: float
     replicate: int
     seed: int
     selection: str | None
+    key: str
+    teacher: str | None = None
+    keeps_model: bool = False
+    steps_keep: float | None = None
+
+    @property
+    def steps_at(self) -> float:
+        """Return the keep whose number of steps the training has."""
+        return self.keep if self.steps_keep is None else self.steps_keep
+
+
+@dataclass(frozen=True)
+class PlannedShift:
+    """Name the figures of one arm's selection at one keep: their key, the selection's, and the score whose bins they compare."""
+
+    arm: str
+    keep: float
+    selection: str
+    score: str
     key: str
 
 
@@ -61,6 +88,13 @@ class Plan:
     merge: str
     selections: dict[tuple[str, float, int], tuple[str, SelectionUnit]]
     trainings: tuple[PlannedTraining, ...]
+    features: str | None = None
+    """The key of the features that distribution shift is measured on; None where it is not measured."""
+    shifts: tuple[PlannedShift, ...] = ()
+    first: Plan | None = None
+    """Of a race that has grown by what is sealed: the plan that its configuration alone makes."""
+    races: Mapping[float, Race] = field(default_factory=dict)
+    """Of such a plan: the race of each keep as far as it is decided."""
 
     @property
     def run_name(self) -> str:
@@ -75,12 +109,27 @@ class Plan:
         return subset_key(selection, self.shard)
 
     def units(self, store: Store) -> Iterator[tuple[str, Unit]]:
-        """Yield (stage, unit) for everything the run needs, each key once, in the order it is computed."""
-        for unit in units_of(self.keys(), store):
+        """Yield (stage, unit) for everything the run needs, each key once, in the order it is computed.
+
+        Of a race these are the units that follow from what is sealed by now.
+        """
+        for unit in units_of(self.grown(store).own_keys(), store):
             yield unit.stage, unit
 
+    def grown(self, store: Store) -> Plan:
+        """Return the plan with what follows from sealed results, as the later rungs of a race do; others are as they are."""
+        if self.config.policy is None:
+            return self
+        from flows.race_plan import grow
+
+        return grow(self, store)
+
     def keys(self) -> dict[str, Any]:
-        """Return the keys by stage, as run.json records them."""
+        """Return the keys by stage, as run.json records them: of a race, those that its configuration alone makes."""
+        return (self.first or self).own_keys()
+
+    def own_keys(self) -> dict[str, Any]:
+        """Return the keys by stage of this plan as it is."""
         return {
             "data": self.data,
             "code": self.code,
@@ -93,7 +142,14 @@ class Plan:
             "merge": self.merge,
             "select": list(dict.fromkeys(key for key, _ in self.selections.values())),
             "train": list(dict.fromkeys(training.key for training in self.trainings)),
+            **self._shift_keys(),
         }
+
+    def _shift_keys(self) -> dict[str, Any]:
+        """Return the keys of what is measured of the selections; none where nothing is."""
+        if self.features is None:
+            return {}
+        return {"features": self.features, "shift": list(dict.fromkeys(one.key for one in self.shifts))}
 
 
 def units_of(keys: Mapping[str, Any], store: Store) -> Iterator[Unit]:
@@ -110,6 +166,10 @@ def units_of(keys: Mapping[str, Any], store: Store) -> Iterator[Unit]:
         yield Unit(store, "select", key)
     for key in keys["select"]:
         yield Unit(store, "subset", subset_key(key, shard))
+    if "features" in keys:
+        yield Unit(store, "features", keys["features"])
+    for key in keys.get("shift", ()):
+        yield Unit(store, "shift", key)
     for key in keys["train"]:
         yield Unit(store, "train", key)
 
@@ -195,15 +255,20 @@ def plan_from(config: RunConfig, digests: Digests) -> Plan:
         score = score_key(scorer, shard)
         merge = merge_key(score, shard)
     selections, trainings = _plan_arms(config, shard, merge, code)
+    features, shifts = _plan_shifts(config, shard, merge, proxies, selections)
     return Plan(
         config, code, digests.source_code, data, shard, proxies, checkpoints, scorer, score, own, merge, selections,
-        tuple(trainings),
+        tuple(trainings), features, shifts,
     )  # fmt: skip
 
 
 def _plan_arms(
     config: RunConfig, shard: str, merge: str, code: str
 ) -> tuple[dict[tuple[str, float, int], tuple[str, SelectionUnit]], list[PlannedTraining]]:
+    if config.policy is not None:
+        from flows.race_plan import Sources, first_units
+
+        return first_units(Sources(config, shard, merge, code))
     selections: dict[tuple[str, float, int], tuple[str, SelectionUnit]] = {}
     trainings: list[PlannedTraining] = []
     train = config.train
@@ -211,31 +276,67 @@ def _plan_arms(
         for arm in config.arms():
             for replicate in range(train.replicates):
                 unit = SelectionUnit(arm.at(keep), derive_seed("selection", config.seed, replicate), replicate)
-                key = selection_key(unit.spec, unit.seed, shard if arm.protocol == "random" else merge)
+                key = selection_key(unit.spec, unit.seed, shard if unit.spec.score is None else merge)
                 selections[arm.label, keep, replicate] = key, unit
                 trainings.append(_training(config, arm, keep, replicate, key, shard, code))
         if train.full:
             for replicate in range(train.replicates):
                 trainings.append(_training(config, None, keep, replicate, None, shard, code))
+                if train.soft_labels is not None:
+                    key = selections[RANDOM_ARM.label, keep, replicate][0]
+                    teacher = trainings[-1].key
+                    trainings.append(_training(config, RANDOM_ARM, keep, replicate, key, shard, code, teacher))
+                if train.own_schedule:
+                    whole = _training(config, None, 1.0, replicate, None, shard, code)
+                    trainings.append(replace(whole, arm=OWN, keep=keep, steps_keep=1.0))
     return selections, trainings
 
 
+def _plan_shifts(
+    config: RunConfig, shard: str, merge: str, proxies: Sequence[str],
+    selections: Mapping[tuple[str, float, int], tuple[str, SelectionUnit]],
+) -> tuple[str | None, tuple[PlannedShift, ...]]:
+    """Return the key of the features, and the figures of replicate 0 of every arm and keep."""
+    # Which candidates of a race come to a selection depends on results.
+    spec = None if config.policy is not None else config.shift
+    ranked = [arm.score for arm in config.arms() if arm.score is not None]
+    if spec is None or not ranked:
+        return None, ()
+    features = features_key(spec, shard, proxies, config.score)
+    out = []
+    for (name, keep, replicate), (selection, unit) in selections.items():
+        if replicate:
+            continue
+        # A draw that reads no score is seen by that of the first arm.
+        score = unit.spec.score or ranked[0]
+        out.append(PlannedShift(name, keep, selection, score, shift_key(spec, score, selection, features, merge)))
+    return features, tuple(out)
+
+
 def _training(
-    config: RunConfig, arm: ArmSpec | None, keep: float, replicate: int, selection: str | None, shard: str, code: str
+    config: RunConfig, arm: ArmSpec | None, keep: float, replicate: int, selection: str | None, shard: str, code: str,
+    teacher: str | None = None,
 ) -> PlannedTraining:
     # Initialisation and order are shared by the arms of a replicate: the comparison is paired.
     seed = derive_seed("train", config.seed, replicate)
     # A keep reaches the full-data arm only through the number of steps; where that is fixed, one training serves all.
     keyed_keep = 1.0 if arm is None and config.train.steps is not None else keep
+    keeps = arm is None and config.train.soft_labels is not None
     key = train_key(
-        config.train, keep=keyed_keep, seed=seed, source_key=selection or shard, index_key=shard, code=code
+        config.train, keep=keyed_keep, seed=seed, source_key=selection or shard, index_key=shard, code=code, teacher=teacher,
+        keeps_model=keeps,
     )
-    return PlannedTraining(arm.label if arm else FULL, keep, replicate, seed, selection, key)
+    name = SOFT if teacher is not None else arm.label if arm else FULL
+    return PlannedTraining(name, keep, replicate, seed, selection, key, teacher, keeps)
 
 
 def find_states(plan: Plan, store: Store) -> list[StageState]:
     """Return, stage by stage, how many units are sealed: one look-up a unit, none a shard. Raises CorruptError."""
-    units = [unit for _, unit in plan.units(store)]
+    return states_of([unit for _, unit in plan.units(store)])
+
+
+def states_of(units: Sequence[Unit]) -> list[StageState]:
+    """Return the same of these units, one look-up each. Raises CorruptError."""
     with ThreadPoolExecutor(LOOKUPS) as readers:
         there = list(readers.map(lambda unit: unit.seal() is not None, units))
     return [

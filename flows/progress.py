@@ -10,14 +10,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from cluster.control_characters import show_controls
 from flows.artifacts import ProgressArtifacts
 
 CONSOLE = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_line(text: str) -> None:
-    """Print one line to standard error, above the bars."""
-    CONSOLE.print(text, markup=False)
+    """Print one line to standard error, above the bars; control characters are shown as escapes."""
+    CONSOLE.print(show_controls(text), markup=False)
 
 
 class Progress:

@@ -9,6 +9,7 @@ from cluster.errors import StageError, StoreError
 from cluster.storage import Store
 from flows.cli import print_json
 from flows.lineage import load_lineage
+from flows.output import results
 from flows.verify import Damage, Findings, verify_run
 
 
@@ -51,7 +52,7 @@ def verify_and_repair(run: str, store_uri: str, heal: bool, recompute: bool, as_
     if as_json:
         print_json(document)
     else:
-        print("\n".join(lines + [f"next: {command}" for command in following]))
+        print("\n".join(lines + [f"next: {command}" for command in following]), file=results())
     return not left
 
 

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 from cluster.errors import CorruptError, InputError
-from cluster.fingerprint import canonical_json
+from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
 from cluster.record import Seal, Unit
 from cluster.storage import Store
 from flows.attempts import stage_timings
-from flows.config import RunConfig, parse_config
+from flows.config import OWN, RANDOM_ARM, SOFT, RunConfig, parse_config
 from flows.plan import FULL, Plan, make_plan, sealed
 from tasks.imports import nearest
-from tasks.report.inputs import ArmResult, PageInputs, StageTiming
+from tasks.report.inputs import SOFT_LABELS, ArmResult, PageInputs, StageTiming
 
 PACKAGES = ("secateur", "torch", "ray", "prefect", "pyarrow", "numpy", "s3fs", "scikit-learn", "scipy")
 
 
 ONE_KEY = ("data", "code", "source_code", "shard", "merge")
 MANY_KEYS = ("proxy", "select", "train")
+_RUN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_]*-[0-9a-f]{{{KEY_CHARS}}}\Z")
+_log = logging.getLogger("secateur.runs")
 # Runs that this process knows to be recorded: where a run ends, its store may not answer any more.
 _recorded: set[str] = set()
 _REMAKE = "remove it, and `secateur run CONFIG` records the run anew; what is sealed stays"
@@ -33,14 +37,18 @@ def versions() -> dict[str, str]:
 
 
 def record_run(plan: Plan, store: Store) -> None:
-    """Publish run.json, create-only; where it is there already it stays as it is."""
+    """Publish run.json, create-only; where it is there already it stays as it is.
+
+    Its `digest` is the sha256 of the same canonical JSON without that field.
+    """
     body = {
         "run": plan.run_name,
         "config": plan.config.model_dump(mode="json"),
         "keys": plan.keys(),
         "versions": versions(),
     }
-    store.create(f"runs/{plan.run_name}/run.json", canonical_json(body, "run.json"))
+    whole = {**body, "digest": sha256(canonical_json(body, "run.json"))}
+    store.create(f"runs/{plan.run_name}/run.json", canonical_json(whole, "run.json"))
     _recorded.add(store.url(f"runs/{plan.run_name}/run.json"))
 
 
@@ -54,15 +62,35 @@ def is_recorded(plan: Plan, store: Store, ask: bool = False) -> bool:
 
 
 def list_runs(store: Store) -> list[str]:
-    """Return the names of all runs in the store."""
-    return sorted({name.split("/")[1] for name in store.list("runs") if name.endswith("/run.json")})
+    """Return the names of all runs in the store; folders that no run has the name of are counted in the log."""
+    folders = _folders(store)
+    strays = sorted(name for name in folders if not _RUN.match(name))
+    if strays:
+        _log.warning(
+            "secateur: %d entries of %s/runs are no run's, first %r; they are passed over", len(strays), store.uri, strays[0]
+        )
+    return _recorded_in(folders)
+
+
+def _folders(store: Store) -> dict[str, bool]:
+    """Return what lies below runs/, by name, and whether it has a run.json."""
+    out: dict[str, bool] = {}
+    for name in store.list("runs"):
+        _, folder, *rest = name.split("/")
+        out[folder] = out.get(folder, False) or rest == ["run.json"]
+    return out
+
+
+def _recorded_in(folders: dict[str, bool]) -> list[str]:
+    return sorted(name for name, recorded in folders.items() if recorded and _RUN.match(name))
 
 
 def find_run(run: str, store: Store) -> str:
     """Return the full name of the run that `run` names, in whole or by an unambiguous start. Raises InputError."""
     if not run:
         raise InputError("RUN is empty; name a run, or its start")
-    names = list_runs(store)
+    folders = _folders(store)
+    names = _recorded_in(folders)
     if run in names:
         return run
     found = [name for name in names if name.startswith(run)]
@@ -70,7 +98,7 @@ def find_run(run: str, store: Store) -> str:
         return found[0]
     if found:
         raise InputError(f"run {run!r} is the start of {len(found)} runs in {store.uri}: {', '.join(found)}; name one")
-    lost = sorted({name.split("/")[1] for name in store.list("runs") if name.split("/")[1].startswith(run)})
+    lost = sorted(name for name in folders if name.startswith(run) and _RUN.match(name))
     if lost:
         raise InputError(f"run {lost[0]} in {store.uri} has lost its run.json; `secateur run CONFIG` records it anew")
     hint = nearest(run, names) if names else "it holds no run"
@@ -91,15 +119,18 @@ def load_run(run: str, store: Store) -> tuple[str, RunConfig, dict[str, Any]]:
 
 
 def read_record(name: str, store: Store) -> dict[str, Any]:
-    """Return run.json of a run. Raises CorruptError unless it has the form that `record_run` gives it."""
+    """Return run.json of a run, without its digest. Raises CorruptError unless it is as `record_run` writes it."""
     place = f"runs/{name}/run.json"
     try:
         data = store.read(place)
         record = json.loads(data)
         whole = canonical_json(record) == data and record["run"] == name
+        whole = record.pop("digest", None) == sha256(canonical_json(record)) and whole
         keys, config = record["keys"], record["config"]
         texts = [record["versions"].get("torch"), *(keys[one] for one in ONE_KEY), *(k for many in MANY_KEYS for k in keys[many])]
         maybe = [keys["scorer"], keys["score"], keys["scores"]]
+        # Only where selections are measured.
+        texts += [*keys.get("shift", ()), keys.get("features", "")]
         whole = whole and isinstance(config, dict) and all(isinstance(text, str) for text in texts)
         whole = whole and all(text is None or isinstance(text, str) for text in maybe)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, InputError) as error:
@@ -124,6 +155,10 @@ def plan_of(run: str, store: Store) -> Plan:
 
 def arm_results(plan: Plan, store: Store) -> list[ArmResult]:
     """Return the sealed results of every arm at every keep. Raises InputError where something is not complete."""
+    if plan.config.policy is not None:
+        from flows.race_results import race_arms
+
+        return race_arms(plan, store)
     selections = {key: sealed(Unit(store, "select", key)) for key, _ in plan.selections.values()}
     trainings = {training.key: sealed(Unit(store, "train", training.key)) for training in plan.trainings}
     results: list[ArmResult] = []
@@ -140,33 +175,55 @@ def arm_results(plan: Plan, store: Store) -> list[ArmResult]:
                     [trainings[by_place[arm.label, keep, r]] for r in replicates],
                 )
             )
+        if plan.config.train.soft_labels is not None:
+            picked = [selections[plan.selections[RANDOM_ARM.label, keep, r][0]] for r in replicates]
+            trains = [trainings[by_place[SOFT, keep, r]] for r in replicates]
+            results.append(ArmResult(SOFT, None, SOFT_LABELS, keep, None, None, picked, trains))
         if plan.config.train.full:
             trains = [trainings[by_place[FULL, keep, r]] for r in replicates]
             results.append(ArmResult(FULL, None, FULL, keep, None, None, None, trains))
+        if plan.config.train.own_schedule:
+            trains = [trainings[by_place[OWN, keep, r]] for r in replicates]
+            results.append(ArmResult(OWN, None, FULL, keep, None, None, None, trains))
     return results
 
 
-def make_report(plan: Plan, store: Store, stages: Sequence[StageTiming]) -> dict[str, Any]:
-    """Write the report, its table and its figure from the sealed units and return the results. Raises InputError."""
+def make_report(
+    plan: Plan, store: Store, stages: Sequence[StageTiming], index: Seal | None = None, merge: Seal | None = None
+) -> dict[str, Any]:
+    """Write the report, its table and its figure from the sealed units and return the results. Raises InputError.
+
+    A seal that is given is not read again: of 10,000 shards it takes 4 MiB while it is read.
+    """
+    from flows.measured import add_shift
     from flows.sweep import REPLICATES, grid_of
     from tasks.report.curves import FIGURE, curve_figure
     from tasks.report.publish import write_report
     from tasks.report.results import build_results
     from tasks.report.table import TABLE, results_table, table_bytes
 
-    index = sealed(Unit(store, "shard", plan.shard))
-    merge = sealed(Unit(store, "merge", plan.merge))
+    plan = plan.grown(store)
+    index = index or sealed(Unit(store, "shard", plan.shard))
+    merge = merge or sealed(Unit(store, "merge", plan.merge))
     arms = arm_results(plan, store)
     # A sweep is a search.
     least = {} if plan.config.sweep is None else {"min_replicates": REPLICATES}
     results = build_results(plan.run_name, index, arms, plan.config.report.margin_points, store, **least)
     if plan.config.sweep is not None:
         results["sweep"] = grid_of(plan.config).facts()
-    settings = {(arm.label, keep): arm.at(keep).effective() for arm in plan.config.arms() for keep in plan.config.select.keep}
+    if plan.config.policy is not None:
+        from flows.race_results import add_race, race_specs
+
+        add_race(plan, store, index, results)
+        settings = {place: spec.effective() for place, spec in race_specs(plan).items()}
+    else:
+        settings = {(arm.label, keep): arm.at(keep).effective() for arm in plan.config.arms() for keep in plan.config.select.keep}
     table = results_table(plan.run_name, arms, settings, int(index.meta["num_train"]))
     figure = curve_figure(results)
     beside = {TABLE: table_bytes(table), **({} if figure is None else {FIGURE: figure})}
-    page = PageInputs(arms, merge, stages, plan.config.model_dump(mode="json"), versions())
+    page = PageInputs(
+        arms, merge, stages, plan.config.model_dump(mode="json"), versions(), add_shift(plan, store, results)
+    )
     write_report(store, plan.run_name, results, page, beside)
     return results
 

@@ -6,21 +6,23 @@ import json
 import os
 import posixpath
 import re
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import InputError
+from cluster.control_characters import show_controls_in
+from cluster.errors import CorruptError, InputError
 from cluster.storage import Store
 from flows.attempts import attempt_states
 from flows.cli import parse_params, print_json
 from flows.config import RunConfig
-from flows.plan import find_states, make_plan
-from flows.runs import list_runs, load_run, make_report, plan_of, read_record, recorded_stages
+from flows.lineage import Lineage, load_lineage
+from flows.output import results as output
+from flows.plan import find_states, make_plan, states_of
+from flows.runs import list_runs, load_run, make_report, read_record, recorded_stages, versions
 from tasks.report.publish import read_results, report_name
 
-STAGES = ("data", "code", "shard", "proxy", "scorer", "score", "merge", "select", "train")
+STAGES = ("data", "code", "shard", "proxy", "scorer", "score", "merge", "select", "features", "shift", "train")
 _STORE_FOLDERS = ("stages", "runs", "retired", "large", "tmp")
 _STORE_OBJECT = re.compile(
     r"/(?:stages/[a-z]+-[0-9a-f]{12}|runs/[^/]+-[0-9a-f]{12}|retired/[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}|large/[0-9a-f]{64}-[0-9a-f]+)"
@@ -33,18 +35,26 @@ def show_plan(config: RunConfig, store_uri: str, as_json: bool) -> None:
     store = Store(store_uri)
     plan = make_plan(config)
     states = find_states(plan, store)
-    before = latest_keys(store, config.name)
+    before, unreadable = latest_keys(store, config.name)
     changed = [stage for stage in STAGES if before is not None and before.get(stage) != plan.keys().get(stage)]
     document = {
         "run": plan.run_name,
         "store": store.uri,
         "changed": changed,
+        "unreadable": unreadable,
         "stages": [
             {"stage": state.stage, "total": state.total, "sealed": state.sealed, "left": state.left,
              "keys": list(state.keys)}
             for state in states
         ],
     }
+    lines: list[str] = []
+    if config.policy is not None:
+        from flows.race_plan import describe, family_lines, standing_lines
+
+        grown = plan.grown(store)
+        document["policy"] = describe(grown)
+        lines = [*standing_lines(grown), *family_lines(grown)]
     if as_json:
         print_json(document)
         return
@@ -52,7 +62,11 @@ def show_plan(config: RunConfig, store_uri: str, as_json: bool) -> None:
     for state in states:
         keys = state.keys[0][:12] + (f" and {state.total - 1} more" if state.total > 1 else "")
         what = "sealed" if state.left == 0 else f"{state.left} of {state.total} to compute"
-        print(f"  {state.stage:<8}{what:<24}{keys}")
+        print(f"  {state.stage:<10}{what:<24}{keys}")
+    for line in lines:
+        print(line)
+    for bad in unreadable:
+        print(f"run {bad} is passed over: its run.json cannot be read")
     if before is None:
         print(f"no earlier run named {config.name} in this store")
     elif changed:
@@ -61,17 +75,32 @@ def show_plan(config: RunConfig, store_uri: str, as_json: bool) -> None:
         print(f"no digest changed since the last run named {config.name}")
 
 
-def latest_keys(store: Store, name: str) -> dict[str, Any] | None:
-    """Return the keys of the run of that name whose newest attempt is the latest, or None."""
+def latest_keys(store: Store, name: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the keys of the run of that name whose newest attempt is the latest, or None, and the runs that cannot be read."""
     best: tuple[str, dict[str, Any]] | None = None
+    unreadable: list[str] = []
     for run in list_runs(store):
         if run.rpartition("-")[0] != name:
             continue
         attempts = attempt_states(store, run)
         started = max((attempt.started for attempt in attempts), default="")
         if best is None or started > best[0]:
-            best = started, read_record(run, store)["keys"]
-    return best[1] if best else None
+            try:
+                best = started, read_record(run, store)["keys"]
+            except (CorruptError, OSError):
+                unreadable.append(run)
+    return best[1] if best else None, unreadable
+
+
+def load_recorded(run: str, store: Store) -> Lineage:
+    """Return what run.json says of a run; data and code are not looked at. Raises InputError, CorruptError."""
+    lineage = load_lineage(run, store)
+    if lineage.derived.run_name != lineage.run:
+        raise CorruptError(
+            f"run.json of {lineage.run} in {store.uri} has the configuration and digests of {lineage.derived.run_name}: it was "
+            "changed; remove it, and `secateur run CONFIG` records the run anew"
+        )
+    return lineage
 
 
 def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
@@ -93,13 +122,20 @@ def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
         else:
             print(f"no run in {store.uri}")
         return
-    plan = plan_of(run, store)
-    name = plan.run_name
+    lineage = load_recorded(run, store)
+    name, plan = lineage.run, lineage.derived
     attempts = attempt_states(store, name)
-    states = find_states(plan, store)
+    states = states_of(lineage.units(store))
+    race: dict[str, Any] = {}
+    lines: list[str] = []
+    if plan.config.policy is not None:
+        from flows.race_plan import describe, standing_lines
+
+        grown = plan.grown(store)
+        race, lines = {"policy": describe(grown)}, standing_lines(grown)
     if as_json:
         stages = [{"stage": state.stage, "total": state.total, "sealed": state.sealed} for state in states]
-        print_json({"run": name, "attempts": [asdict(attempt) for attempt in attempts], "stages": stages})
+        print_json({"run": name, "attempts": [asdict(attempt) for attempt in attempts], "stages": stages, **race})
         return
     print(f"run {name} in {store.uri}")
     for attempt in attempts:
@@ -108,7 +144,9 @@ def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
         for bad in attempt.unreadable:
             print(f"    cannot be read: {bad}")
     for state in states:
-        print(f"  {state.stage:<8}{state.sealed} of {state.total} sealed")
+        print(f"  {state.stage:<10}{state.sealed} of {state.total} sealed")
+    for line in lines:
+        print(line)
 
 
 def show_results(run: str, store_uri: str, as_json: bool) -> None:
@@ -131,15 +169,23 @@ def print_outcome(results: dict[str, Any], store: Store, as_json: bool) -> None:
     from tasks.report.terminal import print_results
 
     # A table folded at 80 columns of a pipe cannot be read; terminals say their own width.
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    print_results(results, console)
-    print(f"report: {store.url(report_name(results['run'], 'index.html'))}")
+    console = Console(file=output(), width=None if output().isatty() else 140)
+    print_results(show_controls_in(results), console)
+    print(f"report: {store.url(report_name(results['run'], 'index.html'))}", file=output())
 
 
 def write_report_again(run: str, store_uri: str) -> None:
     """Write results.json and index.html again from the sealed stages."""
     store = Store(store_uri)
-    plan = plan_of(run, store)
+    lineage = load_recorded(run, store)
+    plan = lineage.plan
+    if plan is None:
+        made, here = lineage.record["versions"], versions()
+        changed = [f"{name} {made.get(name)}, here {now}" for name, now in here.items() if made.get(name) != now]
+        raise InputError(
+            f"the stages of run {lineage.run} have other keys here than when it was recorded ({'; '.join(changed)}); write its "
+            "report with the versions of then, or run its configuration again"
+        )
     left = [state.stage for state in find_states(plan, store) if state.left]
     if left:
         raise InputError(

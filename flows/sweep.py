@@ -155,7 +155,7 @@ def read_axes(sweep: Any) -> dict[str, list[Any]]:
 def _taken(protocol: str) -> tuple[str, ...]:
     """Return the parameters of an arm that a protocol takes. Raises InputError where there is no such protocol."""
     params = protocol_info(protocol).params
-    if protocol == RANDOM_ARM.protocol:
+    if not protocol_info(protocol).ranks:
         return (PROTOCOL, *params)
     special = {name for info in PROTOCOLS.values() for name in info.params}
     return tuple(name for name in AXES if name in params or name not in special)
@@ -231,6 +231,7 @@ def run_sweep(config: RunConfig, store_uri: str, ray: str, as_json: bool) -> Non
     """Run the grid to its table and report. Raises as `execute`, and InputError where there is no grid."""
     from cluster.storage import Store
     from flows.execute import execute
+    from flows.output import results
     from flows.plan import make_plan
     from tasks.report.publish import report_name
     from tasks.report.table import TABLE
@@ -240,7 +241,7 @@ def run_sweep(config: RunConfig, store_uri: str, ray: str, as_json: bool) -> Non
     announce(config)
     execute(config, store_uri, ray, as_json)
     if not as_json:
-        print(f"table:  {Store(store_uri).url(report_name(make_plan(config).run_name, TABLE))}")
+        print(f"table:  {Store(store_uri).url(report_name(make_plan(config).run_name, TABLE))}", file=results())
 
 
 def refuse_sweep(config: RunConfig) -> None:

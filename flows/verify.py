@@ -16,13 +16,17 @@ from cluster.errors import CorruptError
 from cluster.fingerprint import sha256
 from cluster.record import Part, Seal, Unit
 from cluster.storage import Store
+from flows.attempts import attempt_states
 from flows.lineage import Lineage, computed_from
-from tasks.report.publish import FILES, report_name
+from tasks.report.publish import FILES, report_name, sealed_digests
 
 THREADS = 8
 # A part above this is hashed piece by piece: at most THREADS of them are in memory at once.
 WHOLE_BYTES = 32 * 2**20
 PIECE_BYTES = 4 * 2**20
+
+Sealed = dict[Unit, Seal | CorruptError | None]
+"""Every unit with its seal, what is wrong with it, or None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +88,21 @@ def verify_run(lineage: Lineage, store: Store) -> Findings:
     _verify_name(lineage, found)
     units = lineage.units(store)
     with ThreadPoolExecutor(THREADS) as readers:
-        seals = list(readers.map(_read_seal, units))
-        _verify_seals(lineage, store, list(zip(units, seals)), found)
-        claims = _claims((unit, seal) for unit, seal in zip(units, seals) if isinstance(seal, Seal))
+        sealed = dict(zip(units, readers.map(_read_seal, units)))
+        # A run may go on meanwhile. What is written first has to be asked for last: only a seal that is not there after
+        # something computed from it was seen is lost.
+        missed = _missed(lineage, store, sealed)
+        sealed |= zip(missed, readers.map(_read_seal, missed))
+        _verify_seals(sealed, missed, found)
+        found.not_computed += lineage.unknown(store)
+        claims = _claims((unit, seal) for unit, seal in sealed.items() if isinstance(seal, Seal))
         while batch := list(itertools.islice(claims, 64 * THREADS)):
             for damage, size in readers.map(_examine, batch):
                 found.parts += 1
                 found.bytes += size
                 if damage is not None:
                     found.damage.append(damage)
-    _verify_report(lineage, store, found)
+    _verify_report(lineage.run, store, found)
     return found
 
 
@@ -126,21 +135,26 @@ def _read_seal(unit: Unit) -> Seal | CorruptError | None:
         return error
 
 
-def _verify_seals(
-    lineage: Lineage, store: Store, sealed: list[tuple[Unit, Seal | CorruptError | None]], found: Findings
-) -> None:
-    """Count the seals, and tell those that were lost from those that were not published yet."""
-    graph = lineage.sources(store)
-    there = {(unit.stage, unit.key) for unit, seal in sealed if seal is not None}
+def _missed(lineage: Lineage, store: Store, sealed: Sealed) -> list[Unit]:
+    """Return the units that had no seal, though the report or what was computed from them is there."""
     finished = store.exists(report_name(lineage.run, "seal.json"))
-    for unit, seal in sealed:
+    without = [unit for unit, seal in sealed.items() if seal is None]
+    if finished:
+        return without
+    graph = lineage.sources(store)
+    there = {(unit.stage, unit.key) for unit, seal in sealed.items() if seal is not None}
+    return [unit for unit in without if there & computed_from([(unit.stage, unit.key)], [graph])]
+
+
+def _verify_seals(sealed: Sealed, missed: list[Unit], found: Findings) -> None:
+    """Count the seals, and tell those that were lost from those that were not published yet."""
+    for unit, seal in sealed.items():
         name = f"{unit.folder}/{unit.seal_name}"
-        node = (unit.stage, unit.key)
         if isinstance(seal, Seal):
             found.units += 1
         elif isinstance(seal, CorruptError):
             found.damage.append(Damage(unit.stage, unit.key, "seal", name, f"is damaged: {seal}"))
-        elif finished or there & (computed_from([node], [graph]) - {node}):
+        elif unit in missed:
             found.damage.append(
                 Damage(unit.stage, unit.key, "seal", name, "is gone, though what was computed from it is there")
             )
@@ -211,30 +225,37 @@ def _footer(claim: Claim, file: BinaryIO) -> tuple[int | None, str | None]:
     return int(metadata.num_rows), key if isinstance(key, str) else None
 
 
-def _verify_report(lineage: Lineage, store: Store, found: Findings) -> None:
-    """Hold the report's files against the report's seal."""
-    name = report_name(lineage.run, "seal.json")
+def _verify_report(run: str, store: Store, found: Findings) -> None:
+    """Hold the report's files against the report's seal. While a run goes on, what does not agree is not judged."""
+    damage = list(_report_damage(run, store))
+    if damage and any(attempt.state == "running" for attempt in attempt_states(store, run)):
+        # Its files are replaced one by one.
+        found.not_computed.append("report, which a run that goes on writes at its end")
+        return
+    # The run that wrote it may have ended since it was read.
+    found.damage += _report_damage(run, store) if damage else ()
+
+
+def _report_damage(run: str, store: Store) -> Iterator[Damage]:
+    name = report_name(run, "seal.json")
     try:
-        digests = json.loads(store.read(name))["sha256"]
-        wanted = {file: str(digests[file]) for file in FILES[:2]}
-        wanted |= {file: str(digests[file]) for file in FILES[2:] if file in digests}
+        wanted = sealed_digests(store.read(name))
     except FileNotFoundError:
-        if any(store.exists(report_name(lineage.run, file)) for file in FILES):
-            found.damage.append(Damage("report", "", "report", name, "is gone, though the report is there"))
+        if any(store.exists(report_name(run, file)) for file in FILES):
+            yield Damage("report", "", "report", name, "is gone, though the report is there")
         return
     except (IsADirectoryError, ValueError, LookupError, TypeError, RecursionError) as error:
-        found.damage.append(Damage("report", "", "report", name, f"cannot be read ({type(error).__name__})"))
+        yield Damage("report", "", "report", name, f"cannot be read ({type(error).__name__})")
         return
     for file, digest in wanted.items():
-        place = report_name(lineage.run, file)
+        place = report_name(run, file)
         try:
             got = sha256(store.read(place))
         except FileNotFoundError:
-            found.damage.append(Damage("report", "", "report", place, "is gone, though its seal lists it"))
+            yield Damage("report", "", "report", place, "is gone, though its seal lists it")
             continue
         except IsADirectoryError:
-            found.damage.append(Damage("report", "", "report", place, "is a folder now, not the file that its seal lists"))
+            yield Damage("report", "", "report", place, "is a folder now, not the file that its seal lists")
             continue
         if got != digest:
-            problem = f"has sha256 {got[:12]}, its seal says {digest[:12]}: it was changed"
-            found.damage.append(Damage("report", "", "report", place, problem))
+            yield Damage("report", "", "report", place, f"has sha256 {got[:12]}, its seal says {digest[:12]}: it was changed")

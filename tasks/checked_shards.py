@@ -5,11 +5,13 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tasks.sources.contents import CONTENT_CHARS
 
 I64 = npt.NDArray[np.int64]
 Shape = tuple[int, ...]
@@ -22,7 +24,8 @@ class Checked:
 
     `ids` is (first, rows) for consecutive ids, else all of them; `by_split` counts usable rows by (split, class);
     `candidates` are limit hash, split and class of its rows of smallest limit hash, when there is a limit. `bad` counts
-    causes, `examples` shows some of each.
+    causes, `examples` shows some of each; `content` is `content_digest`; `spoilt` counts
+    the rows of `bad` by the class of their label, where it is one.
     """
 
     shape: Shape | None
@@ -33,6 +36,8 @@ class Checked:
     candidates: tuple[npt.NDArray[np.uint64], npt.NDArray[np.int8], I64] | None
     bad: Counter[str]
     examples: dict[str, list[str]]
+    content: str
+    spoilt: Counter[int] = field(default_factory=Counter)
 
     @property
     def classes(self) -> Counter[int]:
@@ -52,6 +57,7 @@ class CheckedShards:
         self._kind = array("q", [-1]) * size
         self._first, self._rows = array("q", [0]) * size, array("q", [-1]) * size
         self._counts: list[bytes] = [b""] * size
+        self._contents = bytearray(CONTENT_CHARS // 2 * size)
         self._loose: dict[int, I64] = {}
         self._rest: dict[int, tuple[Any, ...]] = {}
 
@@ -69,9 +75,11 @@ class CheckedShards:
         else:
             self._loose[number] = one.ids
         self._counts[number] = array("q", [n for (a, b), rows in one.by_split.items() for n in (a, b, rows)]).tobytes()
+        width = CONTENT_CHARS // 2
+        self._contents[width * number : width * (number + 1)] = bytes.fromhex(one.content)
         self._rest.pop(number, None)
         if one.unknown or one.candidates is not None or one.bad or one.examples:
-            self._rest[number] = one.unknown, one.candidates, one.bad, one.examples
+            self._rest[number] = one.unknown, one.candidates, one.bad, one.examples, one.spoilt
 
     def ids(self) -> Iterator[Ids]:
         """Yield the ids of each shard."""
@@ -83,5 +91,15 @@ class CheckedShards:
             shape, dtype = self._kinds[self._kind[number]]
             counts = array("q", self._counts[number])
             by_split = Counter({(counts[at], counts[at + 1]): counts[at + 2] for at in range(0, len(counts), 3)})
-            unknown, candidates, bad, examples = self._rest.get(number) or (Counter(), None, Counter(), {})
-            yield Checked(shape, dtype, ids, by_split, unknown, candidates, bad, examples)
+            rest = self._rest.get(number) or (Counter(), None, Counter(), {}, Counter())
+            unknown, candidates, bad, examples, spoilt = rest
+            yield Checked(shape, dtype, ids, by_split, unknown, candidates, bad, examples, self.content(number), spoilt)
+
+    def content(self, number: int) -> str:
+        """Return the content of a shard."""
+        width = CONTENT_CHARS // 2
+        return self._contents[width * number : width * (number + 1)].hex()
+
+    def contents(self) -> str:
+        """Return the contents of all shards, one after the other."""
+        return self._contents.hex()

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import InputError
+from cluster.redaction import scrub, scrub_each
 from tasks.checked_shards import Checked, CheckedShards
-from tasks.classes import Seen, count_classes, label_trouble
+from tasks.classes import Seen, count_classes, label_trouble, refuse_lost
 from tasks.quarantine import SHOWN as SHOWN_EXAMPLES
 from tasks.quarantine import allowed_rows, causes_table
 from tasks.schemas import TEST, TRAIN, VALIDATION
-from tasks.sources.contents import as_features, as_ids, check_raw, encode_labels, place_of
+from tasks.sources.contents import as_features, as_ids, check_raw, content_digest, encode_labels, place_of
 from tasks.sources.protocol import (
     BAD_LABEL,
     TEST_LOCATION,
@@ -61,6 +62,7 @@ def judge(
 ) -> Judged:
     """Return what is in a shard, every row that cannot be used among `bad`; the first thing wrong with a row counts.
 
+    What a source or a label says in the messages of `bad` has lost its secrets: all that is written or told comes from here.
     `shape` is that of the dataset's examples, where it is known. Raises InputError for what is wrong as a whole.
     """
     check_raw(raw, shard)
@@ -77,6 +79,8 @@ def judge(
     labels = encode_labels(raw.labels, label_map, shard, num_classes)
     for one in labels.bad:
         bad.setdefault(one.row, one)
+    plain = scrub_each(str(one.message) for one in bad.values())
+    bad = {row: dataclasses.replace(one, message=plain[str(one.message)]) for row, one in bad.items()}
     return Judged(ids, labels.classes, found_shape, dtype, labels.unknown, bad)
 
 
@@ -119,6 +123,8 @@ class CheckWorker:
             hashes = self.splitter.hashes(ids)
             take = np.argsort(hashes)[: self.spec.limit]
             candidates = hashes[take], splits[take], labels[take]
+        named = (int(judged.classes[row]) for row, one in judged.bad.items() if one.error_class != BAD_LABEL)
+        spoilt = Counter(label for label in named if label >= 0)
         examples: dict[str, list[str]] = {}
         for row in sorted(judged.bad):
             one = judged.bad[row]
@@ -127,7 +133,7 @@ class CheckWorker:
                 texts.append(f"{place_of(row, item)} ({one.message})")
         return Checked(
             judged.shape if len(ids) else None, judged.dtype, _as_range(judged.ids), by_split, judged.unknown, candidates,
-            Counter(one.error_class for one in judged.bad.values()), examples,
+            Counter(one.error_class for one in judged.bad.values()), examples, content_digest(loaded), spoilt,
         )  # fmt: skip
 
 
@@ -162,9 +168,10 @@ def summarize(
         for cause, texts in one.examples.items():
             examples.setdefault(cause, []).extend(texts[: SHOWN_EXAMPLES - len(examples.get(cause, []))])
     causes[BAD_LABEL] += sum(strange)
-    seen = Seen.of((shard.location, one.classes, one.unknown) for one, shard in zip(checked, shards))
+    seen = Seen.of((shard.location, one.classes, one.unknown, one.spoilt) for one, shard in zip(checked, shards))
     trouble = [*label_trouble(spec, seen, label_map, num_classes), *_shape_trouble(shards, checked, shape)]
     refuse_bad(spec, causes, sum(shard.rows for shard in shards), examples, trouble)
+    refuse_lost(spec, seen, label_map, causes_table(causes, examples))
     num_classes = count_classes(spec, seen)
     by_split: Counter[tuple[int, int]] = Counter()
     for one in checked:
@@ -245,7 +252,7 @@ def _of_shape(one: Checked, shape: Shape, shard: Shard) -> Checked:
         hashes, splits, labels = one.candidates
         none = hashes[:0], splits[:0], labels[:0]
     return dataclasses.replace(
-        one, shape=None, by_split=Counter(), candidates=none,
+        one, shape=None, by_split=Counter(), candidates=none, spoilt=one.spoilt + one.classes,
         bad=one.bad + Counter({WRONG_SHAPE: one.classes.total()}),
         examples={**one.examples, WRONG_SHAPE: [*one.examples.get(WRONG_SHAPE, []), said]},
     )  # fmt: skip
@@ -268,16 +275,19 @@ def refuse_bad(
     bad, allowed = sum(causes.values()), allowed_rows(spec.max_bad_fraction, rows)
     if bad > allowed:
         why = "".join(f" {one};" for one in trouble)
-        raise InputError(
+        # What is wrong with labels shows them as they are.
+        raise InputError(scrub(
             f"{bad} of {rows} rows are bad, and data.max_bad_fraction {spec.max_bad_fraction:g} allows {allowed};{why} mend "
             f"them, or raise data.max_bad_fraction to leave them out:{causes_table(causes, examples)}"
-        )
+        ))  # fmt: skip
 
 
 def _known_classes(spec: DataSpec, shards: Sequence[Shard], checked: CheckedShards) -> int:
-    """Return K as far as it is known before the labels are checked."""
-    seen = [max(one.classes) for one, shard in zip(checked, shards) if one.classes and shard.location == TRAIN_LOCATION]
-    return spec.num_classes or (max(seen) + 1 if seen else 0)
+    """Return K as far as it is known before the labels are checked; the labels of bad rows count too."""
+    seen = [
+        max(*one.classes, *one.spoilt, -1, -1) for one, shard in zip(checked, shards) if shard.location == TRAIN_LOCATION
+    ]
+    return spec.num_classes or max(seen, default=-1) + 1
 
 
 def _strange(one: Checked, shard: Shard, num_classes: int) -> int:

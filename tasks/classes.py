@@ -17,18 +17,21 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class Seen:
-    """Count, by location, the classes of usable rows and the labels that have none."""
+    """Count, by location, the classes of usable rows, the labels that have none, and the classes of bad rows."""
 
     classes: dict[str, Counter[int]]
     unknown: dict[str, Counter[str]]
+    spoilt: dict[str, Counter[int]]
 
     @classmethod
-    def of(cls, counts: Iterable[tuple[str, Counter[int], Counter[str]]]) -> Seen:
-        """Return the sum of (location, classes, unknown labels) over shards."""
-        out = cls({TRAIN_LOCATION: Counter(), TEST_LOCATION: Counter()}, {TRAIN_LOCATION: Counter(), TEST_LOCATION: Counter()})
-        for location, classes, unknown in counts:
+    def of(cls, counts: Iterable[tuple[str, Counter[int], Counter[str], Counter[int]]]) -> Seen:
+        """Return the sum of (location, classes, unknown labels, classes of bad rows) over shards."""
+        locations = (TRAIN_LOCATION, TEST_LOCATION)
+        out = cls({at: Counter() for at in locations}, {at: Counter() for at in locations}, {at: Counter() for at in locations})
+        for location, classes, unknown, spoilt in counts:
             out.classes[location].update(classes)
             out.unknown[location].update(unknown)
+            out.spoilt[location].update(spoilt)
         return out
 
 
@@ -81,6 +84,19 @@ def label_trouble(spec: DataSpec, seen: Seen, label_map: Mapping[str, int] | Non
             f"{num_classes - 1}"
         )
     return out
+
+
+def refuse_lost(spec: DataSpec, seen: Seen, label_map: Mapping[str, int] | None, table: str) -> None:
+    """Raise InputError, with a `table` of causes, where all train rows of a class are bad and K is not given: K would be less."""
+    spoilt = seen.spoilt[TRAIN_LOCATION]
+    lost = sorted(spoilt.keys() - seen.classes[TRAIN_LOCATION].keys())
+    if spec.num_classes is None and lost:
+        names = {number: label for label, number in (label_map or {}).items()}
+        rows = sum(spoilt[label] for label in lost)
+        raise InputError(
+            f"data.train has no good row of class {_show([names.get(label, label) for label in lost])}: {rows} rows are labelled "
+            f"so, and all are bad; mend them, or set data.num_classes if a class may be missing:{table}"
+        )
 
 
 def count_classes(spec: DataSpec, seen: Seen) -> int:

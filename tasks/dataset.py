@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import CorruptError, InputError
+from cluster.errors import CorruptError, InputError, ItemsError
 from cluster.record import Seal
 from tasks.shard_records import Shards, unpack_shards
 from tasks.sources.protocol import TEST_LOCATION, TRAIN_LOCATION, Examples, Shard, Source
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
     from cluster.storage import Store
     from tasks.sources.spec import DataSpec
+
+
+def _changed(shard: Shard, what: str) -> ItemsError:
+    return ItemsError(
+        f"{shard}: {what}: the data changed under the run. Nothing of it is kept; put the data back and resume, or run the "
+        "configuration again, which makes a new run of what is there now"
+    )
 
 
 class Dataset:
@@ -104,14 +111,14 @@ class Dataset:
     def read(self, shard: Shard, split: int) -> Examples:
         """Return the rows of a split in a shard, in row order, labels 0..K-1.
 
-        Raises InputError when ids or labels are no longer those of the index.
+        Raises ItemsError when features, ids or labels are not those that were checked, bit for bit.
         """
         import dataclasses
 
         import numpy as np
 
         from tasks.schemas import QUARANTINED
-        from tasks.sources.contents import as_features, as_ids, check_raw, encode_labels
+        from tasks.sources.contents import as_features, as_ids, check_raw, content_digest, encode_labels
         from tasks.tables import footer_of
 
         table = self.index_table(shard)
@@ -121,25 +128,22 @@ class Dataset:
         if not mask.any():
             none = np.empty(0, dtype=np.int64)
             return Examples(none, np.empty((0, *self.shape), dtype=self.dtype), none.copy(), none.copy())
-        files = footer_of(table, str(shard)).get("files", ())
-        full = dataclasses.replace(shard, files=tuple(files))
-        raw = self._source(shard.location).read(full)
-        check_raw(raw, full)
+        footer = footer_of(table, str(shard))
+        full = dataclasses.replace(shard, files=tuple(footer.get("files", ())))
+        try:
+            raw = self._source(shard.location).read(full)
+            check_raw(raw, full)
+        except InputError as error:
+            raise _changed(shard, f"it cannot be read as it was when it was checked ({error})") from error
+        if content_digest(raw) != footer["content"]:
+            raise _changed(shard, "its features are not those that were checked")
         ids = as_ids(raw.example_id, full)
         labels = encode_labels(raw.labels, self.meta["label_map"], full, self.num_classes).classes
         indexed, usable = table.column("label").to_numpy(), splits != QUARANTINED
         same = np.array_equal(ids, table.column("example_id").to_numpy()) and (labels[usable] >= 0).all()
         if not same or ((indexed >= 0) & (indexed != labels)).any():
-            raise InputError(f"{shard}: ids or labels are not those of the index; the data changed under the run: "
-                             "run again")
-        x, broken = as_features(raw.x[mask], dataclasses.replace(full, files=()))
-        if broken or any(usable[one.row] for one in raw.bad):
-            raise InputError(f"{shard}: rows are bad that were not when they were checked; the data changed under the run: "
-                             "run again")
-        if x.shape[1:] != self.shape or str(x.dtype) != self.dtype:
-            raise InputError(f"{shard}: features are {x.dtype} of shape {x.shape[1:]}, the index says {self.dtype} "
-                             "of shape "
-                             f"{self.shape}; the data changed under the run: run again")
+            raise _changed(shard, "its ids or labels are not those that were checked")
+        x, _ = as_features(raw.x[mask], dataclasses.replace(full, files=()))
         return Examples(ids[mask], x, labels[mask], positions)
 
     def load(self, split: int) -> Examples:

@@ -120,11 +120,15 @@ class PartCheck:
     """Check a part together with the quarantine its footer names, which is kept in `quarantine` and `causes`.
 
     `ids` are the shard's: they must be those of the part and of the quarantine together, each in their order. With
-    `marked` the part holds all of them, the quarantined ones under a split of their own.
+    `marked` the part holds all of them, the quarantined ones under a split of their own. Its footer must hold `facts`.
     """
 
-    def __init__(self, unit: Unit, key: str, name: str, ids: I64 | None = None, *, marked: bool = False) -> None:
+    def __init__(
+        self, unit: Unit, key: str, name: str, ids: I64 | None = None, *, marked: bool = False,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
         self.unit, self.key, self.name, self.ids, self.marked = unit, key, name, ids, marked
+        self.facts = facts or {}
         self.quarantine: Part | None = None
         self.causes: dict[str, int] = {}
 
@@ -136,7 +140,13 @@ class PartCheck:
         from tasks.tables import decode_table, facts_in, part_check
 
         where = self.unit.store.url(self.unit.part_name(self.name))
-        left = self._left(facts_in(data, where).get(FACT), where)
+        footer = facts_in(data, where)
+        other = [name for name, value in self.facts.items() if footer.get(name) != value]
+        if other:
+            raise CorruptError(
+                f"part {where} is of another shard or of other data ({', '.join(other)} in its footer): remove it, and run again"
+            )
+        left = self._left(footer.get(FACT), where)
         ids = self.ids
         if self.marked and len(left):
             table = decode_table(data, where, ["example_id", "split"])

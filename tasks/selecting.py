@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cluster.record import Seal
     from cluster.storage import Store
     from tasks.pool import Pool
+    from tasks.score import ScoreInputs, ScoreSpec
     from tasks.sources.spec import DataSpec
 
 VERSION = 3
@@ -22,10 +23,16 @@ VERSION = 3
 def selection_key(spec: SelectionSpec, seed: int, source_key: str) -> str:
     """Return the key of one selection.
 
-    `source_key` is the merge key, or the index key for protocol random, which reads no score. The replicate's number
+    `source_key` is the merge key, or the index key for protocols that read no score. The replicate's number
     is not in it: its seed is.
     """
-    return stage_key("select", VERSION, {**spec.effective(), "seed": seed}, [source_key])
+    identity = {**spec.effective(), "seed": seed}
+    digests = {}
+    if "features" in spec.params():
+        from importlib.metadata import version
+
+        digests["sklearn"] = ".".join(version("scikit-learn").split(".")[:2])
+    return stage_key("select", VERSION, identity, [source_key], digests)
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,14 @@ class SelectionUnit:
 
 @dataclass(frozen=True)
 class SelectInputs:
-    """Hold what the select stage reads; `merge` may be None where every selection is random."""
+    """Hold what the select stage reads; `merge` may be None where no selection reads a score."""
 
     data: DataSpec
     index: Seal
     merge: Seal | None = None
     resources: Resources = field(default_factory=Resources)
+    scoring: tuple[ScoreSpec, ScoreInputs] | None = None
+    """How the scores were made and from which proxies, which `features: proxy` reads."""
 
 
 def selection_stage(
@@ -55,12 +64,13 @@ def selection_stage(
     Parts `selection-00000.parquet`, ... hold 2^22 rows each, ascending example_id, whatever the shards. `seal.meta`:
     n (the population: train examples, less those that `missing: exclude` left out), missing, n_missing, missing_causes,
     keep, alpha, protocol, gamma and what else the protocol takes (classes, beta, width, strata, weights, floor), seed,
-    score, direction, score_table_key, estimator (ht, or unweighted), population (what the weights speak for: all, the
+    score, direction, score_table_key, estimator (ht, raked, or unweighted), population (what the weights speak for: all, the
     signal, the retained, the band), by, num_kept, num_signal, num_exploration, covered, uncovered_groups, weight_sum, ess,
     design_effect, threshold, class_counts {full, signal, exploration}, weight_quantiles; dropped, drawn_from and
-    score_range of ccs and band; where alpha was auto, alpha is what it came to, allocation {alpha, ratio, flat,
-    flat_within, flat_stretches, rank_columns, norm_columns, cross_fitted} says how, and variance_curve holds
-    (alpha, Var(alpha)/Var_random).
+    score_range of ccs and the bands; bins, margins, bound and calibration of raked; of prototype_band features, components,
+    feature_width, feature_components, fitted_on, filled (prototypes that no cluster gave), batched_groups, and inclusion,
+    which is nominal; where alpha was auto, alpha is what it came to, allocation {alpha, ratio, flat, flat_within,
+    flat_stretches, rank_columns, norm_columns, cross_fitted} says how, and variance_curve holds (alpha, Var(alpha)/Var_random).
     """
     from tasks.selection.stage import run_selection_stage
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tasks.sources.spec import DataSpec
 
 STAGE = "shard"
-VERSION = 2
+VERSION = 3
 
 
 def shard_key(spec: DataSpec, digest: str, code: str = "") -> str:
@@ -40,14 +40,15 @@ def shard_stage(
     from tasks.sources.registry import open_sources
 
     sources = open_sources(spec)
-    unit = Unit(store, STAGE, shard_key(spec, sources_digest(sources), code))
+    digest = sources_digest(sources)
+    unit = Unit(store, STAGE, shard_key(spec, digest, code))
     seal = unit.seal()
     if seal is not None:
         check_budget(spec, seal, store)
         return seal
     from tasks.sharding import make_index
 
-    return make_index(spec, sources, unit, pool, accept)
+    return make_index(spec, sources, unit, pool, digest, accept)
 
 
 def check_budget(spec: DataSpec, seal: Seal, store: Store) -> None:

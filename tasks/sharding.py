@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,10 @@ from tasks.pool import Pool
 from tasks.quarantine import FACT, MESSAGE_CHARS, BadExample, Made, PartCheck, Tally, publish_quarantine
 from tasks.schemas import INDEX, QUARANTINED, TEST
 from tasks.shard_records import Shards, pack_shards
-from tasks.sources.contents import as_ids, encode_labels, place_of
+from tasks.sources.contents import CONTENT_CHARS, as_ids, encode_labels, place_of
+from tasks.sources.digest import sources_digest
 from tasks.sources.protocol import TRAIN_LOCATION, BadRow, RawExamples, Shard, Source
-from tasks.sources.registry import open_source, test_share
+from tasks.sources.registry import open_source, open_sources, test_share
 from tasks.sources.spec import DataSpec
 from tasks.splitting import Splitter
 from tasks.tables import encode_table
@@ -38,9 +39,13 @@ def make_index(
     sources: Mapping[str, Source],
     unit: Unit,
     pool: Pool,
+    digest: str,
     accept: Callable[[dict[str, Any]], None] | None = None,
 ) -> Seal:
-    """Check all data, then publish the index parts that are missing and the seal; InputError comes before any write."""
+    """Check all data, then publish the index parts that are missing and the seal; InputError comes before any write.
+
+    `digest` is that of the data in the unit's key.
+    """
     shards = Shards()
     for location, source in sources.items():
         before = len(shards)
@@ -50,9 +55,9 @@ def make_index(
             raise InputError(f"data.{location} holds no rows; at least one row of each of two classes is needed")
     known = _known_plan(unit)
     plan = _check(spec, sources, shards, pool) if known is None else known
+    if known is None and sources_digest(open_sources(spec)) != digest:
+        raise InputError("the data changed while they were checked; run again on data that stay as they are")
     refuse_bad(spec, plan.meta[FACT]["causes"], plan.meta["num_rows"], plan.examples)
-    if accept is not None:
-        accept(plan.meta)
     spoiled = {plan.part_digest(spec, shard): plan.spoiled[shard.digest] for shard in shards if shard.digest in plan.spoiled}
     shards = shards.renamed(plan.part_digest(spec, shard) for shard in shards)
     # What parts are named by, as numbers: names take 130 bytes each in a set.
@@ -60,6 +65,8 @@ def make_index(
     if len(np.unique(names)) < len(shards):
         raise InputError("two shards of data.train and data.test hold the same rows of the same file; name each file "
                          "once")
+    if accept is not None:
+        accept(plan.meta)
     if known is None:
         unit.store.create(_plan_name(unit), plan.to_bytes())
     tally = _publish(spec, plan, shards, spoiled, unit, pool)
@@ -75,20 +82,27 @@ def make_index(
 class Plan:
     """Keep what the check pass found out: how rows are split, and the facts of the seal.
 
-    `spoiled` counts the bad rows of each shard that has any, by its digest; `examples` shows some of each cause.
+    `spoiled` counts the bad rows of each shard that has any, by its digest; `examples` shows some of each cause; `contents`
+    are the `content_digest`s of the shards in order, one after the other.
     """
 
     splitter: Splitter
     meta: dict[str, Any]
     spoiled: dict[str, int]
     examples: dict[str, list[str]]
+    contents: str
+
+    def content(self, number: int) -> str:
+        """Return the content of the shard `number`."""
+        return self.contents[CONTENT_CHARS * number : CONTENT_CHARS * (number + 1)]
 
     def to_bytes(self) -> bytes:
         """Return the plan's bytes, a function of the key. Hashes are text: JSON numbers above 2^53 lose digits."""
         splitter = dataclasses.asdict(self.splitter)
         if self.splitter.limit_hash is not None:
             splitter["limit_hash"] = str(self.splitter.limit_hash)
-        body = {"splitter": splitter, "meta": self.meta, "spoiled": self.spoiled, "examples": self.examples}
+        rest = {"spoiled": self.spoiled, "examples": self.examples, "contents": self.contents}
+        body = {"splitter": splitter, "meta": self.meta, **rest}
         return canonical_json(body, "plan")
 
     @classmethod
@@ -99,7 +113,7 @@ class Plan:
             splitter = body["splitter"]
             if splitter["limit_hash"] is not None:
                 splitter["limit_hash"] = int(splitter["limit_hash"])
-            return cls(Splitter(**splitter), body["meta"], body["spoiled"], body["examples"])
+            return cls(Splitter(**splitter), body["meta"], body["spoiled"], body["examples"], body["contents"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptError(f"{where} cannot be read ({error}); remove it, and run again to check anew") from error
 
@@ -145,7 +159,7 @@ def _check(spec: DataSpec, sources: Mapping[str, Source], shards: Sequence[Shard
         FACT: {"rows": found.causes.total(), "causes": dict(found.causes)},
     }
     spoiled = {shard.digest: rows for shard, rows in zip(shards, found.spoiled) if rows}
-    return Plan(dataclasses.replace(splitter, limit_hash=found.limit_hash), meta, spoiled, found.examples)
+    return Plan(dataclasses.replace(splitter, limit_hash=found.limit_hash), meta, spoiled, found.examples, checked.contents())
 
 
 def _class_names(spec: DataSpec, source: Source, label_map: Mapping[str, int] | None, num_classes: int) -> list[str]:
@@ -166,18 +180,59 @@ def _publish(
     spec: DataSpec, plan: Plan, shards: Sequence[Shard], spoiled: dict[str, int], unit: Unit, pool: Pool
 ) -> Tally:
     tally = Tally()
-    missing = Shards()
-    for shard in shards:
-        check = PartCheck(unit, unit.key, shard.part_name, marked=True)
+    missing = IndexItems(Shards(), [])
+    for number, shard in enumerate(shards):
+        item = IndexItem(shard, plan.content(number))
+        check = PartCheck(unit, unit.key, shard.part_name, marked=True, facts=item.facts)
         part = unit.find_part(shard.part_name, check)
         if part is None:
-            missing.append(shard)
+            missing.append(item)
         else:
             tally.add(check.made(part))
-    make = partial(IndexWorker, spec, plan, spoiled, unit)
+    make = partial(IndexWorker, spec, dataclasses.replace(plan, contents=""), spoiled, unit)
     for _, made in pool.map(make, missing, label="shard", resources=spec.resources, done=len(tally.parts)):
         tally.add(made)
     return tally
+
+
+@dataclass(frozen=True)
+class IndexItem:
+    """Name one shard to publish the index of, and its content."""
+
+    shard: Shard
+    content: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what the part's footer says: a part of another shard, or of other data, is not this one."""
+        return {"shard": self.shard.digest, "content": self.content}
+
+    def __str__(self) -> str:
+        return str(self.shard)
+
+
+class IndexItems(Sequence[IndexItem]):
+    """Hold many items in some 120 bytes each."""
+
+    def __init__(self, shards: Shards, contents: list[bytes]) -> None:
+        self.shards, self.contents = shards, contents
+
+    def append(self, item: IndexItem) -> None:
+        """Add an item."""
+        self.shards.append(item.shard)
+        self.contents.append(bytes.fromhex(item.content))
+
+    @overload
+    def __getitem__(self, index: int) -> IndexItem: ...
+    @overload
+    def __getitem__(self, index: slice) -> IndexItems: ...
+    def __getitem__(self, index: int | slice) -> IndexItem | IndexItems:
+        if isinstance(index, slice):
+            return IndexItems(self.shards[index], self.contents[index])
+        return IndexItem(self.shards[index], self.contents[index].hex())
+
+    def __len__(self) -> int:
+        return len(self.shards)
 
 
 class IndexWorker:
@@ -187,8 +242,9 @@ class IndexWorker:
         self.spec, self.plan, self.spoiled, self.unit = spec, plan, spoiled, unit
         self.sources: dict[str, Source] = {}
 
-    def load(self, item: Shard) -> RawExamples | tuple[I64, npt.NDArray[Any]]:
+    def load(self, asked: IndexItem) -> RawExamples | tuple[I64, npt.NDArray[Any]]:
         """Read ids and labels; the features too where the check pass found bad rows."""
+        item = asked.shard
         if item.location not in self.sources:
             self.sources[item.location] = open_source(self.spec, item.location)
         source = self.sources[item.location]
@@ -203,8 +259,9 @@ class IndexWorker:
         labels = encode_labels(loaded[1], label_map, item, num_classes)
         return as_ids(loaded[0], item), labels.classes, {one.row: one for one in labels.bad}
 
-    def compute(self, item: Shard, loaded: RawExamples | tuple[I64, npt.NDArray[Any]]) -> Made:
+    def compute(self, asked: IndexItem, loaded: RawExamples | tuple[I64, npt.NDArray[Any]]) -> Made:
         """Return the records of what was published."""
+        item = asked.shard
         ids, labels, bad = self._judged(item, loaded)
         if len(bad) != self.spoiled.get(item.digest, 0):
             raise InputError(
@@ -221,7 +278,7 @@ class IndexWorker:
             for row, one in bad.items()
         ]
         quarantine, fact = publish_quarantine(self.unit, self.unit.key, item.part_name, found)
-        facts = {**({"files": list(item.files)} if item.files else {}), **fact}
-        check = PartCheck(self.unit, self.unit.key, item.part_name, ids, marked=True)
+        facts = {**({"files": list(item.files)} if item.files else {}), **fact, **asked.facts}
+        check = PartCheck(self.unit, self.unit.key, item.part_name, ids, marked=True, facts=asked.facts)
         part = self.unit.publish_part(item.part_name, encode_table(table, self.unit.key, **facts), check)
         return Made(part, quarantine, dict(Counter(one.error_class for one in found)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import InputError, StageError
+from tasks.samplers.registry import protocol_info
 from tasks.selection.cross_fitting import allocation_note, file_allocation
 from tasks.selection.spec import AUTO, EXCLUDE, EXPLORE, PARAMS, REFUSE, SelectionSpec, check_alpha, missing_note
 
@@ -40,12 +41,13 @@ def select_file(
     """Write the selection of a Parquet file, folder or URI (local, file://, s3://) to `out` and return its summary.
 
     `score` is a numeric column, `direction` (high or low) the end that is kept as signal. `params` are the protocol's
-    further settings: gamma (tempered), beta and strata and weights (ccs), beta and width (band), floor (pps), and classes.
-    `by` gives the groups of a column budgets of their own, proportional to them by largest remainder, or equal with
-    `classes=balanced`; the protocol is then carried out in each group (of ccs and band, only the draw: the ranking that
-    drops is one). With alpha `auto` (exact only) the parameter `moment` names the column of gradient norms, `score` itself by
-    default; the summary's `allocation` says what was found. Scores of protocol random are checked, not used. `missing` says
-    what is done with NaN and null scores: refuse, exclude, or explore; the last two take one pass more.
+    further settings: gamma (tempered), beta and strata and weights (ccs), beta and width (band), floor (pps), bins and margins
+    and bound (raked), and classes. `by` gives the groups of a column budgets of their own, proportional to them by largest
+    remainder, or equal with `classes=balanced`; the protocol is then carried out in each group (of ccs and band, only the draw:
+    the ranking that drops is one). For raked the groups are classes, whose totals the weights meet. With alpha `auto` (exact
+    only) the parameter `moment` names the column of gradient norms, `score` itself by default; the summary's `allocation` says
+    what was found. Scores of protocol random are checked, not used. `missing` says what is done with NaN and null scores:
+    refuse, exclude, or explore; the last two take one pass more.
 
     `out` is one Parquet file (schemas.SELECTION, ascending example_id), replaced atomically; on any error it is left
     as it was. It may be neither `scores` nor inside it. Raises InputError for wrong settings or wrong data.
@@ -100,7 +102,18 @@ def _spec(
             from tasks.imports import nearest
 
             raise InputError(f"protocol {protocol} has no parameter {name!r}; {nearest(name, known)}")
-    ranks = protocol != "random"
+    info = protocol_info(protocol)
+    if info.rotates:
+        raise InputError(
+            f"protocol {protocol} draws its subset anew in every epoch of a training, and a file holds one subset; give it as an "
+            f"arm of a configuration (select.arms), or use {'exact' if info.ranks else 'random'} here"
+        )
+    if "features" in info.params:
+        raise InputError(
+            f"protocol {protocol} reads the inputs of the examples, and a table of scores has none; give it as an arm of a "
+            "configuration (select.arms), or use band here, which draws from the same members"
+        )
+    ranks = info.ranks
     if direction not in (None, "high", "low"):
         raise InputError(f"direction is {direction!r}; give high or low, the end of {score!r} that is kept")
     if missing not in (REFUSE, EXCLUDE, EXPLORE):
@@ -192,6 +205,10 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         notes.append(missing_note(facts["missing"], facts["n_missing"], facts["n"]))
     if facts["protocol"] == "band" and facts["classes"] is None:
         notes.append("no column of classes is named (--by COLUMN), so the draw from the band is not balanced over classes")
+    if "calibration" in facts:
+        from tasks.selection.raking import raking_note
+
+        notes.append(raking_note(facts["calibration"], facts["bins"]))
     never = facts["n"] - facts.get("drawn_from", facts["n"])
     if never:
         notes.append(

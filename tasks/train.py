@@ -21,9 +21,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from cluster.errors import InputError, StageError
 from cluster.fingerprint import stage_key
@@ -39,6 +39,17 @@ if TYPE_CHECKING:
     from tasks.train_worker import TrainWorker
 
 VERSION = 1
+
+
+LATER = ("own_schedule", "soft_labels")
+"""Settings that came when keys had been given out: one that is not asked for is no part of an identity."""
+
+
+class SoftLabels(Spec):
+    """Say how a student learns from its teacher (the formula is that of tasks.soft_labels.SoftTargets)."""
+
+    temperature: float = setting(1.0, identity=True, gt=0, le=1000, doc="T, by which both logits are divided.")
+    mix: float = setting(1.0, identity=True, gt=0, le=1, doc="Share of the teacher in the loss; 1 leaves the labels out.")
 
 
 class TrainSpec(Spec):
@@ -61,10 +72,26 @@ class TrainSpec(Spec):
     world_size: int = setting(1, identity=True, ge=1, doc="Workers that train one model together.")
     replicates: int = setting(5, identity=True, ge=1, doc="Fresh selections and trainings of every arm.")
     full: bool = setting(True, identity=True, doc="Train on the full train split too.")
+    own_schedule: bool = setting(
+        False, identity=True, doc="Train on the full data for its own number of steps too, which is that of keep 1."
+    )
+    soft_labels: SoftLabels | None = setting(
+        None, identity=True, doc="Train on random's subset with the labels of the full-data model too: true, or a section."
+    )
     checkpoint_every_s: float = setting(
         15.0, identity=False, ge=0, doc="Least seconds between checkpoints to resume from; 0 writes one every epoch."
     )
     resources: Resources = setting(Resources(), identity=False, doc="How the stage is run; of each worker.")
+
+    @field_validator("soft_labels", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        # `soft_labels: true` takes the defaults.
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that change the result; those of LATER only where they are asked for, as keys were made before."""
+        return {name: value for name, value in super().identity().items() if value or name not in LATER}
 
     @model_validator(mode="after")
     def _lengths(self) -> TrainSpec:
@@ -75,6 +102,13 @@ class TrainSpec(Spec):
             raise InputError(
                 f"train: world_size {self.world_size} is above batch_size {self.batch_size}: some workers would never "
                 "have an example; use fewer workers or a larger batch"
+            )
+        if self.soft_labels is not None and not self.full:
+            raise InputError("train: soft_labels come from the model of the full data; set full: true, or leave them out")
+        if self.own_schedule and (not self.full or self.steps is not None):
+            raise InputError(
+                "train: own_schedule trains on the full data for the steps that its own epochs take, beside full at equal steps; "
+                "give epochs instead of steps, and full: true, or leave it out"
             )
         return self
 
@@ -88,6 +122,8 @@ class TrainUnit:
     """Name one training: what it is for, the subset it reads (None: the full train split), and its seed and steps.
 
     `seed` is that of initialisation and order: another one in every replicate, shared by all arms of a replicate.
+    `keeps_model` publishes the trained weights as a part of their own; `teacher` is the key of a unit that did, from whose
+    predictions this one learns too.
     """
 
     arm: str
@@ -97,6 +133,8 @@ class TrainUnit:
     selection: Seal | None
     steps: int
     seed: int
+    teacher: str | None = None
+    keeps_model: bool = False
 
     def __str__(self) -> str:
         return f"{self.arm} keep {self.keep:g} replicate {self.replicate}"
@@ -142,17 +180,28 @@ Report = Callable[[dict[str, float]], None]
 Launch = Callable[[TrainJob, str, int, Resources], None]
 
 
-def train_key(spec: TrainSpec, *, keep: float, seed: int, source_key: str, index_key: str, code: str) -> str:
+def train_key(
+    spec: TrainSpec, *, keep: float, seed: int, source_key: str, index_key: str, code: str, teacher: str | None = None,
+    keeps_model: bool = False,
+) -> str:
     """Return the key of one training; arms with the same subset and seed share it.
 
-    `source_key` is the key of the subset's selection, or of the index for the full train split.
+    `source_key` is the key of the subset's selection, or of the index for the full train split; `teacher` and `keeps_model`
+    are those of the unit.
     """
     from importlib.metadata import version
 
-    identity = {name: value for name, value in spec.identity().items() if name not in ("replicates", "full")}
+    apart = ("replicates", "full", *LATER)
+    identity = {name: value for name, value in spec.identity().items() if name not in apart}
     identity.update(keep=keep, seed=seed)
+    if keeps_model:
+        identity["keeps_model"] = True
+    if teacher is not None:
+        assert spec.soft_labels is not None
+        identity["soft_labels"] = spec.soft_labels.identity()
     digests = {"code": code, "torch": ".".join(version("torch").split(".")[:2])}
-    return stage_key("train", VERSION, identity, [source_key, index_key], digests)
+    sources = [source_key, index_key] if teacher is None else [source_key, index_key, teacher]
+    return stage_key("train", VERSION, identity, sources, digests)
 
 
 def train_stage(
@@ -161,8 +210,9 @@ def train_stage(
     """Train the units that are not there yet and return the seals, in the order of the units.
 
     Parts of each: test.parquet and validation.parquet (schemas.CORRECTNESS, by ascending example_id; validation only
-    where there is a validation split). Units under one key are trained once; one that another process holds by its lease
-    is waited for. `launch` is needed where world_size > 1.
+    where there is a validation split); and model.pt of units that keep theirs. Units under one key are trained once; one that
+    another process holds by its lease is waited for; those with a teacher come after all others. `launch` is needed where
+    world_size > 1.
     """
     units: dict[str, TrainUnit] = {}
     for key, unit in inputs.units:
@@ -174,7 +224,11 @@ def train_stage(
         items = [TrainItem(key, unit) for key, unit in units.items()]
         make = partial(_worker, spec, inputs.data, inputs.index, store)
         do = in_pool("train", items, make, store, pool, spec.resources)
-    seals = share_units("train", [key for key, _ in inputs.units], store, do)
+    seals: dict[str, Seal] = {}
+    for taught in (False, True):
+        wave = [key for key, unit in units.items() if (unit.teacher is not None) == taught]
+        if wave:
+            seals |= share_units("train", wave, store, do)
     return [seals[key] for key, _ in inputs.units]
 
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from cluster.errors import CorruptError, StageError
-from cluster.record import Part, Seal, Unit
+from cluster.record import Part, Seal, Unit, read_part
 from cluster.storage import Store
+from tasks.arithmetic import device_of
+from tasks.checkpoints import checkpoint_check, decode_state, encode_checkpoint
 from tasks.dataset import Dataset
 from tasks.evaluation import class_percent, correctness_table, percent_correct, predict
-from tasks.models.build import build_model
+from tasks.models.build import build_model, place_model
 from tasks.recipe import Pipeline
+from tasks.rotation import rotates, rotation_of
 from tasks.schemas import TEST, TRAIN, VALIDATION
+from tasks.soft_labels import SoftTargets, teacher_probabilities
 from tasks.sources.protocol import Examples
 from tasks.sources.spec import DataSpec
 from tasks.tables import decode_table, encode_table, footer_of, part_check
 from tasks.train import Report, TrainItem, TrainJob, TrainSpec, TrainUnit
-from tasks.training import Settings, State, TrainingArrays, TrainResult, train_model, weightless
+from tasks.training import Settings, State, TrainingArrays, TrainResult, own_state, train_model, weightless
 from tasks.work import UnitResult, Work
 
-TEST_PART, VALIDATION_PART = "test.parquet", "validation.parquet"
+TEST_PART, VALIDATION_PART, MODEL_PART = "test.parquet", "validation.parquet", "model.pt"
 
 
 class TrainWorker:
@@ -53,16 +58,47 @@ class TrainWorker:
         return run.result(parts)
 
     def arrays(self, unit: TrainUnit) -> TrainingArrays:
-        """Return the training set of a unit: its subset with its weights, or the full train split with weight 1."""
+        """Return the training set of a unit: its subset with its weights, or the full train split with weight 1.
+
+        Where the protocol draws anew every epoch it is the full train split with the rotation over it; where the unit has a
+        teacher it holds its predictions.
+        """
+        chosen = self._rows_of(unit)
+        return chosen if unit.teacher is None else replace(chosen, soft=self._taught(unit.teacher, chosen.x))
+
+    def _rows_of(self, unit: TrainUnit) -> TrainingArrays:
+        if unit.selection is not None and rotates(unit.selection):
+            whole = self._whole()
+            rotation, weights = rotation_of(unit.selection, whole.example_id, self.store)
+            return replace(whole, w=weights, rotation=rotation)
         if unit.subset is None:
-            if self._full is None:
-                self._full = weightless(self.dataset.load(TRAIN))
-            return self._full
+            return self._whole()
         from tasks.subset import SubsetDataset
 
         folder = Unit(self.store, "subset", unit.subset.key).folder
         example_id, x, y, w = SubsetDataset(self.store.url(folder)).arrays()
         return TrainingArrays(np.asarray(x), np.asarray(y), np.asarray(w), np.asarray(example_id))
+
+    def _taught(self, teacher: str, x: np.ndarray[Any, Any]) -> SoftTargets:
+        """Return the predictions of the model that the unit under the key `teacher` kept, for examples x (N, ...)."""
+        spec = self.spec
+        assert spec.soft_labels is not None
+        seal = Unit(self.store, "train", teacher).seal()
+        if seal is None:
+            raise StageError(f"the teacher {teacher[:12]} is not sealed, and its student was to begin; run again")
+        part = next(part for part in seal.parts if part.name.rpartition("/")[2] == MODEL_PART)
+        state = decode_state(read_part(self.store, part), self.store.url(part.name))
+        model = build_model(spec.model, self.dataset.shape, self.dataset.num_classes, 0)
+        model.load_state_dict(state["model"])
+        model = place_model(model, device_of(spec.numerics))
+        temperature = spec.soft_labels.temperature
+        found = teacher_probabilities(model, x, self.pipeline, spec.numerics, temperature)
+        return SoftTargets(found, temperature, spec.soft_labels.mix)
+
+    def _whole(self) -> TrainingArrays:
+        if self._full is None:
+            self._full = weightless(self.dataset.load(TRAIN))
+        return self._full
 
 
 class TrainRun:
@@ -77,7 +113,7 @@ class TrainRun:
     def published(self) -> dict[str, Part] | None:
         """Return the parts where all of them are published, else None."""
         parts: dict[str, Part] = {}
-        for name in self.worker.evaluation:
+        for name in (*self.worker.evaluation, *((MODEL_PART,) if self.plan.keeps_model else ())):
             found = self.unit.find_part(name, self._check(name))
             if found is None:
                 return None
@@ -86,6 +122,8 @@ class TrainRun:
 
     def _check(self, name: str) -> Any:
         where = self.worker.store.url(self.unit.part_name(name))
+        if name == MODEL_PART:
+            return checkpoint_check(self.key, where)
         return part_check(self.key, where, self.worker.evaluation[name].example_id)
 
     def train(
@@ -104,7 +142,7 @@ class TrainRun:
         )
 
     def evaluate(self, ended: TrainResult) -> dict[str, Part]:
-        """Evaluate the model as it is, on every evaluation split, and publish one part each."""
+        """Evaluate the model as it is, on every evaluation split, and publish one part each, and the model if it is kept."""
         parts: dict[str, Part] = {}
         for name, split in self.worker.evaluation.items():
             predicted = predict(self.model, split.x, self.worker.pipeline, self.worker.spec.numerics)
@@ -112,6 +150,9 @@ class TrainRun:
             # The facts lie in the footer, so that a seal can be made from the published parts alone.
             facts = {"final_loss": ended.final_loss, "examples_touched": ended.examples_touched}
             parts[name] = self.unit.publish_part(name, encode_table(table, self.key, **facts), self._check(name))
+        if self.plan.keeps_model:
+            state = encode_checkpoint(self.key, ended.steps, own_state(self.model))
+            parts[MODEL_PART] = self.unit.publish_part(MODEL_PART, state, self._check(MODEL_PART))
         return parts
 
     def result(self, parts: dict[str, Part]) -> UnitResult:
@@ -131,13 +172,16 @@ class TrainRun:
             "world_size": self.worker.spec.world_size,
             "weighting": self.worker.spec.weighting,
             "seed": self.plan.seed,
-            "num_kept": len(self.arrays.y),
+            "num_kept": self.arrays.per_epoch,
             "examples_touched": facts["examples_touched"],
             "final_loss": facts["final_loss"],
             "accuracy": percent_correct(label, predicted),
             "validation_accuracy": validation,
             "class_accuracy": class_percent(label, predicted, self.worker.dataset.num_classes),
         }
+        if self.plan.teacher is not None:
+            assert self.worker.spec.soft_labels is not None
+            meta["soft_labels"] = {"teacher": self.plan.teacher, **self.worker.spec.soft_labels.identity()}
         return UnitResult(list(parts.values()), meta)
 
 

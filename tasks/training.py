@@ -18,6 +18,8 @@ from tasks.hashing import derive_seed
 from tasks.models.build import place_model
 from tasks.ordering import BatchOrder, rank_slice
 from tasks.recipe import Pipeline
+from tasks.rotation import Rotation
+from tasks.soft_labels import SoftTargets
 from tasks.sources.protocol import Examples
 from tasks.spec import Numerics
 
@@ -28,16 +30,28 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainingArrays:
-    """Hold a training set in memory: x (N, ...) as stored, y (N,) int64, w (N,) float32, example_id (N,) int64."""
+    """Hold a training set in memory: x (N, ...) as stored, y (N,) int64, w (N,) float32, example_id (N,) int64.
+
+    With a `rotation` every epoch shows m of the N rows, drawn anew; with `soft` the loss is that of soft labels too.
+    """
 
     x: np.ndarray[Any, Any]
     y: np.ndarray[Any, np.dtype[np.int64]]
     w: np.ndarray[Any, np.dtype[np.float32]]
     example_id: np.ndarray[Any, np.dtype[np.int64]]
+    rotation: Rotation | None = None
+    soft: SoftTargets | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Return how many examples an epoch shows."""
+        return len(self.y) if self.rotation is None else self.rotation.size
 
     def __post_init__(self) -> None:
         count = len(self.x)
         lengths = {"y": len(self.y), "w": len(self.w), "example_id": len(self.example_id)}
+        if self.soft is not None:
+            lengths["soft"] = len(self.soft.probabilities)
         wrong = {name: length for name, length in lengths.items() if length != count}
         if wrong:
             raise InputError(f"training arrays differ in length: x has {count} rows, {wrong}; give one row an example")
@@ -137,13 +151,15 @@ class _Loop:
     ) -> None:
         if recorder is not None and world_size > 1:
             raise InputError("dynamics are recorded by one worker only; train proxies with world_size 1")
-        if recorder is not None and settings.weighting == "draw":
-            raise InputError("dynamics need every example once an epoch; train proxies with weighting loss")
+        if recorder is not None and (settings.weighting == "draw" or data.rotation is not None):
+            raise InputError("dynamics need every example once an epoch; train proxies with weighting loss, on all data")
         self.data, self.settings, self.pipeline, self.recorder = data, settings, pipeline, recorder
         self.rank, self.world_size = rank, world_size
         self.device = device_of(settings.numerics)
         draw = settings.weighting == "draw"
-        self.order = BatchOrder(data.example_id, settings.batch_size, settings.seed, data.w if draw else None)
+        self.order = BatchOrder(
+            data.example_id, settings.batch_size, settings.seed, data.w if draw else None, data.rotation
+        )
         self.weights = np.ones(len(data.w), dtype=np.float32) if draw else data.w.astype(np.float32, copy=False)
         self.model = place_model(model, self.device)
         self.optimizer = pipeline.optimizer(self.model.parameters(), settings.lr, settings.weight_decay)
@@ -253,7 +269,10 @@ class _Loop:
         logits = logits.float()
         if self.recorder is not None:
             self.recorder.observe(self.pipeline.move(rows), logits, targets)
-        part = (weights * self.pipeline.loss(logits, targets)).sum() / global_size
+        losses = self.pipeline.loss(logits, targets)
+        if self.data.soft is not None:
+            losses = self.data.soft.loss(losses, logits, self.pipeline.move(self.data.soft.probabilities[rows]))
+        part = (weights * losses).sum() / global_size
         self.optimizer.zero_grad(set_to_none=True)
         # DistributedDataParallel divides the sum of the ranks' gradients by their number.
         (part * self.world_size).backward()  # type: ignore[no-untyped-call]

@@ -6,8 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tasks.samplers.registry import PROTOCOLS
+
 if TYPE_CHECKING:
     from cluster.record import Seal
+
+SOFT_LABELS = "soft labels"
+"""What an arm has in place of a protocol that trains on random's subsets and learns from the model of the full data."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,12 @@ class ArmResult:
         """Return whether the arm is the baseline of its keep."""
         return self.selections is not None and self.protocol == "random"
 
+    @property
+    def rotates(self) -> bool:
+        """Return whether the arm draws its subset anew in every epoch."""
+        info = PROTOCOLS.get(self.protocol)
+        return info is not None and info.rotates
+
 
 @dataclass(frozen=True)
 class StageTiming:
@@ -50,6 +61,24 @@ class StageTiming:
 
 
 @dataclass(frozen=True)
+class MeasuredArm:
+    """Hold one arm at one keep: the seal of its first selection, and that of what was measured of it."""
+
+    name: str
+    keep: float
+    selection: Seal
+    figures: Seal
+
+
+@dataclass(frozen=True)
+class ShiftResult:
+    """Hold what was measured of distribution shift: the features' seal, and every arm's."""
+
+    features: Seal
+    arms: Sequence[MeasuredArm]
+
+
+@dataclass(frozen=True)
 class PageInputs:
     """Hold what the page shows beside the results; every field may be left out, and its section says so."""
 
@@ -58,3 +87,4 @@ class PageInputs:
     stages: Sequence[StageTiming] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    shift: ShiftResult | None = None

@@ -9,11 +9,13 @@ from typing import Any
 from tasks.report.charts import accuracy_chart, duration, forest_chart, time_chart
 from tasks.report.curves import CURVE_STYLE, curve_section
 from tasks.report.inputs import PageInputs
+from tasks.report.policy import policy_section, sentences
 from tasks.report.sections import balance_section, score_section, weight_section
+from tasks.report.shift import SHIFT_STYLE, shift_section
 from tasks.report.style import STYLE
 from tasks.report.terminal import arms_of
 from tasks.report.variance import variance_section
-from tasks.report.wording import GLOSSARY, bounds, count, needed_text, percent, signed, with_margin
+from tasks.report.wording import GLOSSARY, bounds, count, kept_text, needed_text, percent, signed, with_margin
 
 HEADERS = (
     "arm", "verdict", "difference to random", "accuracy, %", "non-inferior", "kept", "steps", "batch", "epochs", "touched",
@@ -27,6 +29,7 @@ def render_page(results: Mapping[str, Any], page: PageInputs | None = None) -> s
     page = page or PageInputs()
     body = [
         _head(results),
+        policy_section(results),
         curve_section(results),
         *(_keep_section(results, entry) for entry in results["keeps"]),
         _notes(results),
@@ -34,6 +37,7 @@ def render_page(results: Mapping[str, Any], page: PageInputs | None = None) -> s
         balance_section(page, results),
         weight_section(page),
         variance_section(page),
+        shift_section(results, page),
         _stages(page),
         _configuration(page),
         _glossary(results),
@@ -42,7 +46,7 @@ def render_page(results: Mapping[str, Any], page: PageInputs | None = None) -> s
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>Secateur: {escape(str(results['run']))}</title><style>{STYLE}{CURVE_STYLE}</style></head>\n"
+        f"<title>Secateur: {escape(str(results['run']))}</title><style>{STYLE}{CURVE_STYLE}{SHIFT_STYLE}</style></head>\n"
         f"<body><main>\n{chr(10).join(part for part in body if part)}\n</main></body></html>\n"
     )
 
@@ -60,8 +64,9 @@ def _head(results: Mapping[str, Any]) -> str:
     slice_note = "".join(
         f'<p class="slice"><strong>{escape(note)}</strong></p>' for note in results["notes"] if note.startswith("Slice")
     )
+    lead = "".join(f'<p class="lead">{escape(said)}</p>' for said in sentences(results) or [results["headline"]])
     return (
-        f'<header><h1>Run {escape(str(results["run"]))}</h1><p class="lead">{escape(results["headline"])}</p>'
+        f'<header><h1>Run {escape(str(results["run"]))}</h1>{lead}'
         f'<p class="facts">{escape(facts)}</p>{slice_note}</header>'
     )
 
@@ -135,7 +140,7 @@ def _cells(arm: Mapping[str, Any], row: Mapping[str, Any] | None) -> list[str]:
         difference,
         with_margin(arm["mean"], arm["ci95"]),
         loss,
-        count(arm["n_kept"]),
+        kept_text(arm),
         count(arm["steps"]),
         count(arm["batch_size"]),
         f"{arm['epochs']:.1f}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -26,7 +26,10 @@ SELECTION_FACTS = (
     "direction", "estimator", "population", "classes",
 )  # fmt: skip
 # Of the protocols that have them.
-PROTOCOL_FACTS = ("beta", "width", "strata", "weights", "floor", "dropped", "drawn_from")
+PROTOCOL_FACTS = (
+    "beta", "width", "strata", "weights", "floor", "bins", "margins", "bound", "calibration", "dropped", "drawn_from",
+    "features", "components", "fitted_on", "filled", "batched_groups", "inclusion",
+)  # fmt: skip
 # Digits after the point of every number: more would print rounding noise.
 DIGITS = 9
 
@@ -60,9 +63,11 @@ def build_results(
         if not baseline:
             continue
         verdicts: dict[str, Comparison] = {}
-        for whole in (False, True):
+        families = [[arm.name for arm, _ in group if not arm.is_full and not arm.is_random]]
+        families += [[arm.name] for arm, _ in group if arm.is_full]
+        for family in families:
             found = compare_with_random(
-                {arm.name: sample for arm, sample in group if arm.is_full == whole and not arm.is_random},
+                {arm.name: sample for arm, sample in group if arm.name in family},
                 baseline[0][1],
                 margin_points=margin_points,
                 non_inferiority_points=non_inferiority_points,
@@ -158,10 +163,10 @@ def _distinct(seeds: list[Any], arm: ArmResult, what: str) -> None:
 
 
 def _same_seeds(arms: Sequence[ArmResult]) -> None:
-    first: dict[int, tuple[str, Any]] = {}
+    first: dict[tuple[float, int], tuple[str, Any]] = {}
     for arm in arms:
         for number, seal in enumerate(arm.trains):
-            name, seed = first.setdefault(number, (arm.name, seal.meta.get("seed")))
+            name, seed = first.setdefault((arm.keep, number), (arm.name, seal.meta.get("seed")))
             if seed != seal.meta.get("seed"):
                 raise InputError(
                     f"replicate {number}: arm {arm.name!r} was trained with seed {seal.meta.get('seed')}, {name!r} "
@@ -197,6 +202,8 @@ def _arm_row(arm: ArmResult, sample: Sample, index: Any) -> dict[str, Any]:
         "gamma": arm.gamma,
         "full": arm.is_full,
         "n_kept": kept,
+        # n_kept is then of one epoch, and examples_touched is more.
+        "fresh_every_epoch": arm.rotates,
         "steps": steps,
         "batch_size": batch,
         "epochs": steps / batches_of(kept, batch),
@@ -228,9 +235,11 @@ def _mean_or_none(values: list[Any]) -> float | None:
 
 
 def _first_or_mean(values: list[Any]) -> Any:
-    """Return the one value where all agree, the mean of numbers otherwise, else None."""
+    """Return the one value where all agree, the mean of numbers otherwise, key by key in records, else None."""
     if all(value == values[0] for value in values):
         return values[0]
+    if all(isinstance(value, Mapping) for value in values):
+        return {name: _first_or_mean([value.get(name) for value in values]) for name in values[0]}
     if all(isinstance(value, int | float) for value in values):
         return sum(values) / len(values)
     return None

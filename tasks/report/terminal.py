@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tasks.report.wording import bounds, count, needed_text, percent, signed, with_margin
+from tasks.report.policy import sentences
+from tasks.report.wording import bounds, count, kept_text, needed_text, percent, signed, with_margin
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,10 +18,13 @@ STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold cyan"
 
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
-    """Print a table and a sentence for each keep, then the notes."""
+    """Print what a race found, then a table and a sentence for each keep, then the notes."""
     from rich.padding import Padding
     from rich.text import Text
 
+    for said in sentences(results):
+        console.print(Text(said, style="bold"), soft_wrap=False)
+        console.print()
     for entry in results["keeps"]:
         console.print(keep_table(results, entry["keep"], narrow=console.width < WIDE))
         console.print(Text(entry["sentence"]), soft_wrap=False)
@@ -60,7 +64,7 @@ def keep_table(results: Mapping[str, Any], keep: float, *, narrow: bool = False)
                 more = ">" if row["needed_capped"] else ""
                 verdict.append(f"{gap}(needs {more}{row['needed_replicates']:,})", style="dim")
         table.add_row(
-            Text(arm["name"]), count(arm["n_kept"]), count(arm["steps"]), count(arm["batch_size"]),
+            Text(arm["name"]), kept_text(arm), count(arm["steps"]), count(arm["batch_size"]),
             count(arm["examples_touched"]), with_margin(arm["mean"], arm["ci95"]), difference, verdict,
         )  # fmt: skip
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.report.inputs import SOFT_LABELS
 from tasks.selection.spec import missing_note
 
 VERDICTS = ("better", "equivalent", "worse", "undecided")
@@ -44,6 +45,11 @@ def percent(share: float) -> str:
 def count(number: float) -> str:
     """Return a whole number with thousands separated."""
     return f"{round(number):,}"
+
+
+def kept_text(arm: Mapping[str, Any]) -> str:
+    """Return how many examples an arm keeps: '541', or '541 an epoch' where every epoch draws its own."""
+    return count(arm["n_kept"]) + (" an epoch" if arm.get("fresh_every_epoch") else "")
 
 
 def signed(points: float) -> str:
@@ -162,7 +168,9 @@ def keep_sentence(results: Mapping[str, Any], keep: float) -> str:
         said.append(f"{names} {'is' if len(open_rows) == 1 else 'are'} undecided against random{why}")
     for row in rows:
         if row["arm"] in full:
-            said.append(f"training on the full data is {_against(row['verdict'])} ({figures(row)})")
+            steps = {arm["name"]: arm["steps"] for arm in results["arms"] if arm["keep"] == keep}
+            own = "" if steps[row["arm"]] == steps[row["versus"]] else f" for its own {count(steps[row['arm']])} steps"
+            said.append(f"training on the full data{own} is {_against(row['verdict'])} ({figures(row)})")
     return f"{start}: {'; '.join(said)}."
 
 
@@ -249,7 +257,12 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             f"here up to {2 * worst:.2f} points."
         )
     pruned = [arm for arm in arms if not arm["full"] and arm["protocol"] != "random"]
-    if len(pruned) > 1:
+    if results.get("policy"):
+        out.append(
+            "The arms here were chosen by a race on the validation split, frozen, and tested with selection and training seeds "
+            "that the race never had: one comparison for each keep, not adjusted over keeps."
+        )
+    elif len(pruned) > 1:
         out.append(
             f"{len(pruned)} pruned arms were compared. The best of them by these figures looks better than it is: "
             "choose on validation, freeze the choice, and confirm it with fresh selection and training seeds."
@@ -261,5 +274,24 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             out.append(f"At keep {percent(keep)} the arms had different training budgets (steps x batch: {said}).")
     if not any(arm["full"] for arm in arms):
         out.append("No arm was trained on the full data, so what pruning costs is not known.")
-    out.append("There is no arm that draws a fresh random subset every epoch (RS2) at equal steps.")
+    fresh = [arm["name"] for arm in arms if arm["fresh_every_epoch"]]
+    if fresh:
+        out.append(
+            f"{listed(list(dict.fromkeys(fresh)))} draw a subset anew every epoch: they keep that many an epoch, and touch more "
+            "distinct examples than a fixed subset, which is all that the others ever see. All of the data must stay at hand."
+        )
+    if any(arm["protocol"] == SOFT_LABELS for arm in arms):
+        out.append(
+            "The arm of soft labels trains on random's subsets, and learns from the model that the same replicate trained on the "
+            "full data: what it costs is that training too, and its examples touched are those of the student alone."
+        )
+    for arm in arms:
+        found = (arm.get("selection") or {}).get("calibration")
+        if found:
+            from tasks.selection.raking import raking_note
+
+            note = raking_note(found, arm["selection"]["bins"])
+            out.append(f"{arm['name']} at keep {percent(arm['keep'])}: {note}.")
+    if not any(arm["protocol"] == "rs2" for arm in arms):
+        out.append("There is no arm that draws a fresh random subset every epoch (protocol rs2) at equal steps.")
     return out

@@ -21,7 +21,8 @@ class ProtocolInfo:
     """Describe a protocol.
 
     `params` are the settings it takes, of those that not every protocol takes. `signal_share` is the only share of signal
-    it can have, None where `alpha` says it or there is no such share. `population` is what its weights speak for.
+    it can have, None where `alpha` says it or there is no such share. `population` is what its weights speak for. `ranks`
+    says whether it reads a score, `rotates` whether a training draws its subset anew every epoch (tasks/rotation.py).
     """
 
     name: str
@@ -31,11 +32,14 @@ class ProtocolInfo:
     draws: str
     module: str
     summary: str
+    ranks: bool = True
+    rotates: bool = False
 
 
 _ALL = (
     ProtocolInfo(
-        "random", ("classes",), 0.0, "all", SPLIT, "tasks.samplers.uniform", "uniform draw; the consistent baseline"
+        "random", ("classes",), 0.0, "all", SPLIT, "tasks.samplers.uniform", "uniform draw; the consistent baseline",
+        ranks=False,
     ),
     ProtocolInfo(
         "topk", ("classes",), 1.0, "signal", SPLIT, "tasks.samplers.topk", "the top of the ranking alone; not consistent"
@@ -61,8 +65,24 @@ _ALL = (
         "class-balanced draw from a band of the ranking below the hardest, all weights 1",
     ),
     ProtocolInfo(
+        "prototype_band", ("beta", "width", "classes", "features", "components"), None, "band", SLICE,
+        "tasks.samplers.prototype_band", "prototypes of each class in the band: medoids of k-means, all weights 1",
+    ),
+    ProtocolInfo(
+        "raked", ("alpha", "bins", "margins", "bound"), None, "all", SPLIT, "tasks.samplers.raked",
+        "the rows of exact, weights calibrated to totals of classes and of bins of the score",
+    ),
+    ProtocolInfo(
         "pps", ("floor",), None, "all", SIZE, "tasks.samplers.pps",
         "inclusion in proportion to the score, exactly unbiased weights",
+    ),
+    ProtocolInfo(
+        "rs2", (), 0.0, "all", SPLIT, "tasks.samplers.rs2", "a fresh uniform draw every epoch; the strong baseline",
+        ranks=False, rotates=True,
+    ),
+    ProtocolInfo(
+        "rotate", ("alpha",), None, "all", SPLIT, "tasks.samplers.rotate",
+        "fixed signal, exploration drawn anew every epoch, exactly unbiased weights", rotates=True,
     ),
 )  # fmt: skip
 

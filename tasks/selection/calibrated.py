@@ -14,9 +14,11 @@ from tasks.samplers.ccs import cell_budgets
 from tasks.samplers.design import Budget, design_effect, group_budgets, split_budget, total_budget
 from tasks.samplers.registry import SIZE, SLICE, SPLIT, design_of
 from tasks.selection.cutting import Slice, SliceRows
-from tasks.selection.drawing import Drawing
-from tasks.selection.facts import budget_facts, class_counts, sample_facts, stated_facts, threshold
+from tasks.selection.drawing import Drawing, Drawn
+from tasks.selection.facts import NOMINAL, RAKED, budget_facts, class_counts, sample_facts, stated_facts, threshold
 from tasks.selection.missing import EXCLUDE, EXPLORE, REFUSE, Missing, ScoredRows, cap_signal, count_missing
+from tasks.selection.prototypes import FeatureReader, draw_prototypes
+from tasks.selection.raking import BinnedRows, Raking, bin_edges, top_counts
 from tasks.selection.ranking import Ranking, count_codes
 from tasks.selection.rows import RowSource
 from tasks.selection.spec import SelectionSpec
@@ -34,6 +36,7 @@ def calibrated_selection(
     score_table_key: str | None = None,
     threads: int = 1,
     missing: Missing | None = None,
+    features: FeatureReader | None = None,
 ) -> SelectionTable:
     """Return the selection that `spec` and `seed` draw from the rows; the same for any order or split of the rows.
 
@@ -41,8 +44,10 @@ def calibrated_selection(
     pass. `by` names what the rows' codes group: each group then has a budget, as `spec.classes` says (proportional by
     default, by largest remainder), and the protocol is carried out in each; selections of growing `keep` are then nested
     only in the groups whose budgets grow. Without it codes are classes: counted for the record, and given budgets where
-    `spec.classes` is set or the protocol's default. Passes over the rows are repeated; memory is that of the selected rows
-    and of at most max(2^20, m/2) undecided ones; for pps, of the selected rows and 2^22 others.
+    `spec.classes` is set or the protocol's default; for raked codes are always classes, whose totals are margins, and `by` names
+    them. Passes over the rows are repeated; memory is that of the selected rows
+    and of at most max(2^20, m/2) undecided ones; for pps, of the selected rows and 2^22 others; for prototype_band, of the
+    band's rows. `features`, which only prototype_band reads, gives it the features of the band's members.
 
     Rows with the score NaN have none, and `spec.missing` says what is done with them; `missing` counts them where that is
     known, which saves a pass. Excluded, they are no part of the population that n and the weights are of; explored, they
@@ -59,7 +64,7 @@ def calibrated_selection(
     explored = missing if spec.missing == EXPLORE else none
     if spec.missing == EXCLUDE and missing.rows:
         rows = ScoredRows(rows, missing)
-    selecting = _Selecting(rows, spec, seed, by, explored=explored, threads=threads, histogram=histogram)
+    selecting = _Selecting(rows, spec, seed, by, explored=explored, threads=threads, histogram=histogram, features=features)
     table = selecting.run()
     table.facts.update(missing=spec.missing, n_missing=missing.rows, score_table_key=score_table_key)
     return table
@@ -70,10 +75,10 @@ class _Selecting:
 
     def __init__(
         self, rows: RowSource, spec: SelectionSpec, seed: int, by: str | None, *, explored: Missing, threads: int,
-        histogram: Mapping[Any, int] | None,
+        histogram: Mapping[Any, int] | None, features: FeatureReader | None,
     ) -> None:  # fmt: skip
         self.rows, self.spec, self.seed, self.threads, self.histogram = rows, spec, seed, threads, histogram
-        self.explored = explored
+        self.explored, self.features = explored, features
         if rows.num_rows < 1:
             raise InputError("there are no rows to select from; give a table with at least one")
         if spec.score is not None and not rows.has_scores:
@@ -83,10 +88,16 @@ class _Selecting:
             raise InputError(f"rows are to be grouped by {by!r}, but have no codes")
         if spec.classes is not None and not rows.num_codes:
             raise InputError(f"classes: {spec.classes} needs the class of every row; name it with `by`, or leave classes out")
-        if by is not None and "classes" not in params:
+        calibrated = spec.protocol == RAKED
+        if by is not None and "classes" not in params and not calibrated:
             raise InputError(f"protocol {spec.protocol} is not carried out in groups; leave `by` out (got {by!r})")
+        if "features" in params and features is None:
+            raise InputError(
+                f"protocol {spec.protocol} reads features of the examples, and none are given; give `features`, make it an arm "
+                "of a run, or use band"
+            )
         self.classes: str | None = None
-        if by is not None or (params.get("classes") is not None and rows.num_codes):
+        if (by is not None and not calibrated) or (params.get("classes") is not None and rows.num_codes):
             self.classes = params["classes"] or "proportional"
         self.by = by or ("class" if self.classes else None)
         self.m = total_budget(spec.keep, rows.num_rows)
@@ -119,7 +130,26 @@ class _Selecting:
             cap_signal(split_budget(size, m, share), there, self.spec.protocol)
             for size, m, there in zip(sizes, shares, scored)
         ]
+        if self.spec.protocol == RAKED:
+            return self._raked(budgets[0])
         return self._draw(self.rows, budgets, codes_a_group=None if self.classes is None else 1)
+
+    def _raked(self, budget: Budget) -> SelectionTable:
+        ranking, params = self._ranking(self.rows, None), self.spec.params()
+        first = ranking.top_counts(self.histogram)
+        if first is None:
+            first = top_counts(ranking)
+        edges = bin_edges(ranking, budget.signal, params["bins"], first)
+        drawn = Drawing(self._ranking(BinnedRows(ranking, edges), None), [budget]).run(first)
+        raking = Raking(drawn, budget, params, edges, ranking.direction)
+        facts = self._facts() | budget_facts(raking.budgets(), raking.design)
+        # Margins speak for cells of which nothing was drawn.
+        facts |= {"covered": budget.n, "uncovered_groups": 0, "calibration": raking.facts()}
+        facts["threshold"] = threshold(drawn.top, self.spec.kept_end) if budget.signal else None
+        if self.rows.num_codes:
+            facts["class_counts"] = class_counts(drawn, self.rows.num_codes)
+        (signal_id, signal_cell), (explore_id, explore_cell) = drawn.signal.sorted_both(), drawn.explore.sorted_both()
+        return SelectionTable(signal_id, explore_id, raking.design, facts, signal_cell, explore_cell)
 
     def _slice(self) -> SelectionTable:
         spec, n, params = self.spec, self.rows.num_rows, self.spec.params()
@@ -138,17 +168,29 @@ class _Selecting:
         width = 1 if self.classes is not None else max(1, self.rows.num_codes)
         sizes = count_codes(rows, self.threads).reshape(-1, width).sum(axis=1)
         budgets = cell_budgets(self.classes, self.m, sizes.reshape(strata, -1), self._ranks)
-        table = self._draw(rows, budgets, codes_a_group=width)
+        pick = self._draw if self.features is None or "features" not in params else self._pick
+        table = pick(rows, budgets, width)
         table.facts.update(dropped=start, drawn_from=stop - start, score_range=[part.low, part.high])
         if table.facts["class_counts"] is not None:
             table.facts["class_counts"]["full"] = part.codes.tolist()
         return table
 
     def _draw(self, rows: RowSource, budgets: list[Budget], codes_a_group: int | None) -> SelectionTable:
-        params = self.spec.params()
-        design = design_of(self.spec.protocol, budgets, params.get("gamma"), params.get("weights"))
         ranking = self._ranking(rows, codes_a_group)
         drawn = Drawing(ranking, budgets).run(ranking.top_counts(self.histogram) if rows is self.rows else None)
+        return self._stated(ranking, drawn, budgets)
+
+    def _pick(self, rows: RowSource, budgets: list[Budget], codes_a_group: int | None) -> SelectionTable:
+        assert self.features is not None
+        ranking = self._ranking(rows, codes_a_group)
+        drawn, facts = draw_prototypes(ranking, budgets, self.features)
+        table = self._stated(ranking, drawn, budgets)
+        table.facts.update(facts, inclusion=NOMINAL)
+        return table
+
+    def _stated(self, ranking: Ranking, drawn: Drawn, budgets: list[Budget]) -> SelectionTable:
+        params, codes_a_group = self.spec.params(), ranking.codes_a_group
+        design = design_of(self.spec.protocol, budgets, params.get("gamma"), params.get("weights"))
         facts = self._facts() | budget_facts(budgets, design)
         facts["threshold"] = threshold(drawn.top, self.spec.kept_end) if facts["num_signal"] and self.classes is None else None
         classes = self.rows.num_codes

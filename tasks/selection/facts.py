@@ -16,7 +16,10 @@ from tasks.selection.drawing import Drawn
 from tasks.selection.order import value_of
 from tasks.selection.spec import SelectionSpec
 
-HT, UNWEIGHTED = "ht", "unweighted"
+HT, RAKED, UNWEIGHTED = "ht", "raked", "unweighted"
+
+NOMINAL = "nominal"
+"""What is said of inclusion probabilities where the seed leaves nothing to chance: budgets over members, and no design."""
 
 
 def stated_facts(
@@ -24,7 +27,7 @@ def stated_facts(
 ) -> dict[str, Any]:
     """Return the facts that follow from the settings. `population` is what the weights speak for."""
     params = spec.params()
-    unweighted = spec.protocol == "band" or params.get("weights") == UNIT
+    unweighted = protocol_info(spec.protocol).population == "band" or params.get("weights") == UNIT
     return {
         "n": n,
         "keep": spec.keep,
@@ -35,8 +38,9 @@ def stated_facts(
         "seed": seed,
         "score": spec.score,
         "direction": spec.kept_end,
-        # Every weight is d times a constant of the design, never over the realised sum of weights; or 1, and of no estimate.
-        "estimator": UNWEIGHTED if unweighted else HT,
+        # Every weight is d times a constant of the design, never over the realised sum of weights; or that, calibrated to known
+        # totals; or 1, and of no estimate.
+        "estimator": UNWEIGHTED if unweighted else RAKED if spec.protocol == RAKED else HT,
         "population": protocol_info(spec.protocol).population,
         "by": by,
         "classes": classes,

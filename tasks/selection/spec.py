@@ -20,13 +20,26 @@ AUTO: Literal["auto"] = "auto"
 """Alpha of protocol exact that is found from the score table when the selection is made."""
 
 MAX_STRATA = 10_000
+MAX_COMPONENTS = 1_000
+MAX_BINS = 100
 # 1 - 0.9 is a little less than 0.1: shares are judged exactly where there are examples to count.
 _ROUNDING = 1e-9
 
-PARAMS = ("alpha", "gamma", "classes", "beta", "width", "strata", "weights", "floor")
+PARAMS = ("alpha", "gamma", "classes", "beta", "width", "strata", "weights", "floor", "features", "components",
+          "bins", "margins", "bound")
 """The settings that not every protocol takes."""
 
-DEFAULTS: dict[str, Any] = {"strata": 50, "weights": "unit", "floor": 0.1}
+LATER = ("features", "components", "bins", "margins", "bound")
+"""Settings that came when keys had been given out: one that is not set is no part of an identity."""
+
+PCA, PROXY = "pca", "proxy"
+"""What the prototypes of a class are near each other in: components of the stored inputs, or features of the proxies."""
+
+DEFAULTS: dict[str, Any] = {"strata": 50, "weights": "unit", "floor": 0.1, "features": PCA, "components": 40,
+                            "bins": 10, "margins": "separate", "bound": 4.0}
+
+# Classes have equal budgets in these, where nothing is said.
+_BALANCED = ("band", "prototype_band")
 
 NEEDED = {
     "gamma": " in [0, 1] (0 approximate, 1 exact)",
@@ -70,24 +83,30 @@ def default_direction(column: str) -> str | None:
     return info.direction if info else None
 
 
+def without_unset(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return an identity without the settings of LATER that are not set."""
+    return {name: value for name, value in identity.items() if value is not None or name not in LATER}
+
+
 class SelectionSpec(Spec):
     """Say how a selection is drawn. `keep` is the fraction KEPT, of the train split after validation is taken out."""
 
-    score: str | None = setting(None, identity=True, doc="Column of the score table; null for protocol random.")
+    score: str | None = setting(None, identity=True, doc="Column of the score table; null for protocols random and rs2.")
     protocol: str = setting(
-        "exact", identity=True, doc="random, topk, exact, approximate, tempered, ccs, band or pps."
+        "exact", identity=True, doc="random, topk, exact, approximate, tempered, ccs, band, prototype_band, pps, raked, rs2 or "
+        "rotate."
     )
     keep: float = setting(..., identity=True, gt=0, le=1, doc="Fraction kept, in (0, 1]; m = round(keep n) examples.")
     alpha: Alpha | None = setting(
         None, identity=True, doc="Share of the budget spent on the top of the ranking, in [0, 1]: exact, approximate, "
-        "tempered. auto, exact only: the share of least design variance, from the score table."
+        "tempered, raked. auto, exact only: the share of least design variance, from the score table."
     )
     gamma: float | None = setting(
         None, identity=True, ge=0, le=1, doc="Power of the exploration weight W, tempered only: 0 approximate, 1 exact."
     )
     direction: str | None = setting(
-        None, identity=True, pattern="^(high|low)$", doc="End of the score kept as signal, and for ccs and band the hard "
-        "end, which is dropped. Default: the score's own; must be given for a column that is not a built-in score."
+        None, identity=True, pattern="^(high|low)$", doc="End of the score kept as signal, and for ccs and the bands the "
+        "hard end, which is dropped. Default: the score's own; must be given for a column that is not a built-in score."
     )
     missing: str = setting(
         "refuse", identity=True, pattern="^(refuse|exclude|explore)$", doc="What is done with examples without a score: "
@@ -95,13 +114,15 @@ class SelectionSpec(Spec):
     )
     classes: str | None = setting(
         None, identity=True, pattern="^(proportional|balanced)$", doc="Budgets of the classes: proportional to them, or "
-        "equal. Default: no such budgets; balanced for band."
+        "equal. Default: no such budgets; balanced for band and prototype_band."
     )
     beta: float | None = setting(
-        None, identity=True, ge=0, lt=1, doc="Share of the examples dropped from the hard end of the ranking: ccs, band."
+        None, identity=True, ge=0, lt=1, doc="Share of the examples dropped from the hard end of the ranking: ccs, band, "
+        "prototype_band."
     )
     width: float | None = setting(
-        None, identity=True, gt=0, le=1, doc="Share of the examples, below the dropped, that band draws from."
+        None, identity=True, gt=0, le=1, doc="Share of the examples, below the dropped, that band and prototype_band "
+        "draw from."
     )
     strata: int | None = setting(None, identity=True, ge=1, le=MAX_STRATA, doc="Strata of ccs. Default: 50.")
     weights: str | None = setting(
@@ -111,20 +132,40 @@ class SelectionSpec(Spec):
     floor: float | None = setting(
         None, identity=True, ge=0, le=1, doc="Share of the sizes of pps that is spread uniformly. Default: 0.1."
     )
+    features: str | None = setting(
+        None, identity=True, pattern="^(pca|proxy)$", doc="What prototype_band clusters: pca, components of the stored inputs "
+        "(the default), or proxy, the penultimate features of the proxies at their last checkpoint."
+    )
+    components: int | None = setting(
+        None, identity=True, ge=1, le=MAX_COMPONENTS, doc="Principal components of the features of prototype_band. Default: 40."
+    )
+    bins: int | None = setting(
+        None, identity=True, ge=1, le=MAX_BINS, doc="Bins of the score, at most, whose totals the weights of raked meet. "
+        "Default: 10."
+    )
+    margins: str | None = setting(
+        None, identity=True, pattern="^(separate|crossed)$", doc="Totals that the weights of raked meet: of classes and of bins "
+        "separately (the default), or of bins crossed with classes."
+    )
+    bound: float | None = setting(
+        None, identity=True, gt=1, le=1e6, doc="Greatest factor, up or down, by which raked changes a design weight. Default: 4."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> SelectionSpec:
         self._check_params()
-        if self.protocol == "exact" and self.alpha == 1 and self.keep < 1:
+        if self.protocol in ("exact", "raked") and self.alpha == 1 and self.keep < 1:
             raise InputError(
-                "protocol exact with alpha 1: no exploration is left, so the examples below the threshold have "
+                f"protocol {self.protocol} with alpha 1: no exploration is left, so the examples below the threshold have "
                 "inclusion probability 0 and no weight makes the estimate unbiased; use alpha < 1, or topk"
             )
-        if self.protocol == "random":
+        if self.protocol == "rotate" and self.alpha == 1:
+            raise InputError("protocol rotate with alpha 1: no exploration is left to draw anew; use alpha < 1, or topk")
+        if not protocol_info(self.protocol).ranks:
             if self.score is not None:
-                raise InputError(f"protocol random reads no score (got {self.score!r}); leave score out")
+                raise InputError(f"protocol {self.protocol} reads no score (got {self.score!r}); leave score out")
             if self.direction is not None:
-                raise InputError("protocol random has no kept end; leave direction out")
+                raise InputError(f"protocol {self.protocol} has no kept end; leave direction out")
         elif self.score is None:
             raise InputError(f"protocol {self.protocol} needs a score: the column that ranks the examples; give score")
         elif self.kept_end is None:
@@ -182,6 +223,11 @@ class SelectionSpec(Spec):
     def _check_auto(self) -> None:
         if self.alpha != AUTO:
             return
+        if protocol_info(self.protocol).rotates:
+            raise InputError(
+                f"protocol {self.protocol} with alpha auto: the variance that it makes least is that of one fixed subset, and "
+                f"{self.protocol} draws anew every epoch; give alpha as a number, or use exact"
+            )
         if self.protocol != "exact":
             raise InputError(
                 f"protocol {self.protocol} with alpha auto: the variance that it makes least is that of an unbiased design, and "
@@ -225,11 +271,15 @@ class SelectionSpec(Spec):
         return {name: self._default(name) if value is None else value for name, value in given.items()}
 
     def _default(self, name: str) -> Any:
-        return "balanced" if (self.protocol, name) == ("band", "classes") else DEFAULTS.get(name)
+        return "balanced" if self.protocol in _BALANCED and name == "classes" else DEFAULTS.get(name)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that change the result, without those of LATER that are not set."""
+        return without_unset(super().identity())
 
     def effective(self) -> dict[str, Any]:
         """Return the settings as they apply, defaults filled in: what a selection's key is made of."""
-        missing = None if self.protocol == "random" else self.missing
+        missing = self.missing if protocol_info(self.protocol).ranks else None
         alpha = AUTO if self.alpha == AUTO else self.signal_share
         own = {"alpha": alpha, "direction": self.kept_end, "missing": missing}
         return {**self.identity(), **self.params(), **own}

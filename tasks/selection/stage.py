@@ -16,6 +16,7 @@ from tasks.quarantine import causes_table, left_out, read_examples, tables_of
 from tasks.selecting import SelectInputs, SelectionUnit
 from tasks.selection.calibrated import calibrated_selection
 from tasks.selection.cross_fitting import table_allocation
+from tasks.selection.features import feature_reader
 from tasks.selection.missing import REFUSE, Missing
 from tasks.selection.rows import IndexRows, RowSource, ScoreTableRows
 from tasks.selection.spec import AUTO
@@ -74,6 +75,7 @@ def _select(inputs: SelectInputs, store: Store, item: Item) -> tuple[list[Part],
         score_table_key=inputs.merge.key if column is not None and inputs.merge is not None else None,
         threads=threads,
         missing=missing,
+        features=feature_reader(spec, inputs, store) if "features" in spec.params() else None,
     )
     selection.facts.update(allocation)
     facts = dict(selection.facts)

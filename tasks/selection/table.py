@@ -26,7 +26,8 @@ _METADATA = ("n", "keep", "alpha", "protocol", "gamma", "seed", "score", "direct
              "population", "missing", "n_missing")
 
 # Only in the files of selections that have them.
-_OPTIONAL = ("by", "classes", "beta", "width", "strata", "weights", "floor", "allocation")
+_OPTIONAL = ("by", "classes", "beta", "width", "strata", "weights", "floor", "bins", "margins", "bound", "calibration",
+             "allocation", "features", "components", "inclusion")
 
 
 @dataclass(frozen=True)

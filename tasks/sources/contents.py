@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ EXACT_FLOAT32 = 2**24
 # More different labels than this in one shard is a quantity, not a class.
 MAX_LABELS = 100_000
 ROW_CLASSES = (UNDECODABLE, WRONG_SHAPE, NON_FINITE_FEATURE, BAD_LABEL)
+CONTENT_CHARS = 32
 # Characters of a label that a message shows.
 SHOWN_LABEL = 60
 
@@ -71,6 +73,17 @@ def as_features(x: npt.NDArray[Any], shard: Shard) -> tuple[npt.NDArray[Any], li
         large = np.setdiff1d(np.flatnonzero(~np.isfinite(out.reshape(len(out), -1)).all(axis=1)), broken)
         found += [BadRow(row, NON_FINITE_FEATURE, "features beyond float32 (3.4e38)") for row in large.tolist()]
     return out, found
+
+
+def content_digest(raw: RawExamples) -> str:
+    """Return a digest of the features as they were read, with shape and type: 32 hexadecimal digits. Bad rows count as zeros."""
+    x = raw.x
+    if raw.bad:
+        x = x.copy()
+        x[[one.row for one in raw.bad]] = 0
+    digest = hashlib.sha256(f"{x.dtype.str} {x.shape}".encode())
+    digest.update(np.ascontiguousarray(x).view(np.uint8).data if x.size else b"")
+    return digest.hexdigest()[:CONTENT_CHARS]
 
 
 def as_ids(ids: npt.NDArray[Any], shard: Shard) -> I64:

@@ -13,18 +13,22 @@ BUILTIN_SOURCES = {
     "idx": "tasks.sources.idx:IdxSource",
     "images": "tasks.sources.images:ImageSource",
     "sklearn": "tasks.sources.bundled:BundledSource",
+    "mnist1d": "tasks.sources.mnist1d:Mnist1dSource",
 }
 
 
 def test_location(spec: DataSpec) -> str | None:
     """Return where test rows lie, or None where they are split off the train location.
 
-    An IDX folder that holds a t10k pair is its own test location, unless `test` or `test_fraction` says otherwise.
+    An IDX folder that holds a t10k pair is its own test location, and mnist1d makes test rows of its own, unless `test` or
+    `test_fraction` says otherwise.
     """
     if spec.test is None and spec.test_fraction is None and spec.source.use == "idx":
         from tasks.sources.idx import has_test_pair
 
         return spec.train if has_test_pair(spec.train) else None
+    if spec.test is None and spec.test_fraction is None and spec.source.use == "mnist1d":
+        return spec.train
     return spec.test
 
 

@@ -18,7 +18,7 @@ class DataSpec(Spec):
     source: Use = setting(
         ...,
         identity=True,
-        doc="parquet, numpy, idx, images, sklearn or package.module:callable; args are reading options.",
+        doc="parquet, numpy, idx, images, sklearn, mnist1d or package.module:callable; args are reading options.",
     )
     train: str = setting(..., identity=False, min_length=1, doc="File, folder, URI or name of a bundled set.")
     test: str | None = setting(

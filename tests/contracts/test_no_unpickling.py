@@ -174,8 +174,8 @@ def test_a_forger_who_owns_seal_and_part_executes_nothing(kind: str, canary: Pat
     store = made(tmp_path)
     place = Store(str(store))
     data = PLANTED[kind](Trap(canary))
-    tables = [(stage, ".parquet") for stage in ("score", "train", "subset")]
-    for stage, suffix in [("proxy", ".pt"), ("subset", ".npy"), *tables]:
+    tables = [(stage, ".parquet") for stage in ("score", "train", "subset", "features")]
+    for stage, suffix in [("proxy", ".pt"), ("subset", ".npy"), ("features", ".npy"), *tables]:
         path = parts(store, stage, suffix)[0]
         path.write_bytes(data)
         seal_path = next(one for one in seals(store, stage) if one.parent == path.parent.parent)

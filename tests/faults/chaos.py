@@ -46,6 +46,7 @@ STOPS = {
     "merge": "stages/merge-*/parts/*",
     "select": "stages/select-*/seal.json",
     "subset": "stages/subset-*/parts/*",
+    "shift": "stages/shift-*/seal.json",
     "train": "stages/train-*/seal.json",
     "report": "runs/*/report/*",
 }

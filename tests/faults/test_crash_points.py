@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.forked import run_points
 
-STAGES = ("shard", "proxy", "score", "merge", "select", "subset", "train", "report")
+STAGES = ("shard", "proxy", "score", "merge", "select", "subset", "shift", "train", "report")
 
 # place:storage:faults. `files` counts single steps of the kernel, `objects` calls on a store of files, `bucket` calls on
 # an fsspec file system that puts objects whole. `crashes` are before each and after the last, `before` before each.
@@ -48,7 +48,7 @@ def test_a_crash_at_any_point_is_resumed_to_the_same_bytes(found: dict[str, Any]
     assert sum(call.startswith("os.link ") for call in calls) == 4
     assert sum(call.startswith("os.remove ") for call in calls) == 4
     assert any("/quarantine/" in call for call in found["shard:objects:crashes"]["calls"])
-    for stage in ("shard", "proxy", "score", "merge", "select", "subset", "train"):
+    for stage in ("shard", "proxy", "score", "merge", "select", "subset", "shift", "train"):
         assert any("/seal" in call for call in found[f"{stage}:objects:crashes"]["calls"]), stage
 
 

@@ -25,6 +25,7 @@ STOPS = {
     "merge": "stages/merge-*/parts/*.parquet",
     "select": "stages/select-*/seal.json",
     "subset": "stages/subset-*/parts/*.parquet",
+    "shift": "stages/shift-*/seal.json",
     "train": "stages/train-*/work/**/*.pt",
     "report": "runs/*/report/*",
 }

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import sklearn.cluster
+import sklearn.decomposition
+import sklearn.linear_model
 import torch
 import torch._dynamo
 
@@ -23,14 +26,19 @@ from flows.config import RunConfig, parse_config
 from flows.plan import Plan
 from tasks import leasing, proxy_worker, score_worker, subset_worker, train_worker
 from tasks.pool import SerialPool
+from tasks.shift import worker as shift_worker
 from tests.flows import serial_run
 
 # Imported here so that no child has to; the first optimizer imports torch._dynamo, which takes over a second.
-WARM = (torch._dynamo, proxy_worker, score_worker, subset_worker, train_worker)
+WARM = (
+    torch._dynamo, proxy_worker, score_worker, shift_worker, subset_worker, train_worker,
+    sklearn.cluster, sklearn.decomposition, sklearn.linear_model,
+)  # fmt: skip
 
 STAGES = {
     "shard": "shard_stage", "proxy": "proxy_stage", "score": "score_stage", "merge": "merge_stage",
-    "select": "selection_stage", "subset": "subset_stage", "train": "train_stage", "report": "make_report",
+    "select": "selection_stage", "subset": "subset_stage", "shift": "shift_stage", "train": "train_stage",
+    "report": "make_report",
 }  # fmt: skip
 FAILED = 78
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import InputError, StoreError
+from cluster.errors import InputError, StageError, StoreError
 from cluster.storage import Store
 from flows.attempts import Attempt, StageTiming, attempt_states, stage_timings
+from flows.repair import verify_and_repair
 from flows.show import show_status
 from flows.signals import Interrupted
-from tests.flows.verify_case import made, plan
+from tests.flows.verify_case import cut, made, parts, plan, tree
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ NONSENSE = [b"", b"torn {", b"null", b"[]", b"7", b"{}", b'"text"', b"\xff\xfe",
 
 @pytest.mark.parametrize("data", NONSENSE)
 @pytest.mark.parametrize(
-    ("suffix", "state"), [("", "unreadable"), (".end", "unreadable"), (".heartbeat", "running"), (".stages", "running")]
+    ("suffix", "state"), [("", "running"), (".end", "running"), (".heartbeat", "running"), (".stages", "running")]
 )
 def test_a_file_that_makes_no_sense_is_named_and_counted_and_hides_no_other(
     store: Store, suffix: str, state: str, data: bytes, caplog: pytest.LogCaptureFixture
@@ -196,6 +197,43 @@ def test_a_file_that_makes_no_sense_is_named_and_counted_and_hides_no_other(
         assert json.loads(json.dumps([asdict(state) for state in states.values()]))
         assert (f"1 file(s) of attempts at run cannot be read, first {name}" in caplog.text) is not empty
         store.remove(name)
+
+
+@pytest.mark.parametrize("start", ["cut short", "lost"])
+def test_an_attempt_whose_start_cannot_be_read_protects_as_long_as_its_heartbeat_is_fresh(
+    start: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(str(made(tmp_path)))
+    run = plan().run_name
+    cut(parts(Path(store.uri), "score")[0])
+    with Attempt(store, run) as attempt:
+        name = f"runs/{run}/attempts/{attempt.name}.json"
+        if start == "lost":
+            store.remove(name)
+        else:
+            store.replace(name, store.read(name)[:20])
+        before = tree(Path(store.uri))
+        for repair in ({"heal": True, "recompute": False}, {"heal": False, "recompute": True}):
+            with pytest.raises(StageError, match=f"run {run} is running"):
+                verify_and_repair(run, store.uri, **repair, as_json=False)
+        assert tree(Path(store.uri)) == before
+        show_status(run, store.uri, as_json=False)
+        assert f"  attempt {attempt.name}  running\n    cannot be read: {name}\n" in capsys.readouterr().out
+        # No sign of life is left: neither file says when it last lived.
+        store.replace(name.replace(".json", ".heartbeat.json"), b"{")
+        assert attempt_states(store, run)[0].state == "unreadable"
+        store.remove(name)
+        assert attempt_states(store, run)[0].state == "unreadable"
+    assert attempt_states(store, run)[0].state == "done"
+
+
+def test_an_end_that_cannot_be_read_of_a_process_that_is_gone_is_unreadable(store: Store) -> None:
+    with Attempt(store, "run") as attempt:
+        base = f"runs/run/attempts/{attempt.name}"
+        store.replace(f"{base}.json", store.read(f"{base}.json").replace(f'"pid":{os.getpid()}'.encode(), b'"pid":999999999'))
+        assert attempt_states(store, "run")[0].state == "lost"
+        store.replace(f"{base}.end.json", b"{")
+        assert attempt_states(store, "run")[0].state == "unreadable"
 
 
 def test_status_prints_what_the_store_keeps_and_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +262,9 @@ def test_wrong_values_in_a_record_are_found(store: Store, name: str, value: Any)
         record = f"runs/run/attempts/{attempt.name}.json"
         store.replace(record, json.dumps({**json.loads(store.read(record)), name: value}).encode())
         (state,) = attempt_states(store, "run")
-        assert (state.state, state.unreadable, state.started) == ("unreadable", (record,), attempt.name)
+        assert (state.state, state.unreadable, state.started) == ("running", (record,), attempt.name)
+        (later,) = attempt_states(store, "run", datetime.now(UTC) + timedelta(seconds=130))
+        assert (later.state, later.unreadable) == ("unreadable", (record,))
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,8 @@ def test_a_finished_run_is_shown_without_ray_or_prefect(
     changed = [*sets, "--set", "select.keep=0.3"]
     code, out, _ = command(monkeypatch, capsys, "plan", QUICKSTART, "--store", str(store), *changed, "--json")
     document = json.loads(out)
-    assert {stage["stage"] for stage in document["stages"] if stage["left"]} == {"select", "subset", "train"}
-    assert document["changed"] == ["select", "train"]
+    assert {stage["stage"] for stage in document["stages"] if stage["left"]} == {"select", "subset", "shift", "train"}
+    assert document["changed"] == ["select", "shift", "train"]
     code, out, _ = command(monkeypatch, capsys, "status", "--store", str(store), "--json")
     assert code == 0 and json.loads(out)[0]["run"] == plan.run_name
     record = store / "runs" / plan.run_name / "run.json"
@@ -207,6 +207,30 @@ def test_a_selection_is_not_written_into_a_store(
     words = ["--score", "s", "--direction", "high", "--keep", "0.3", "--alpha", "0.5", "--out", str(tmp_path / name)]
     code, _, error = command(monkeypatch, capsys, "select", str(tmp_path / "scores.parquet"), *words)
     assert code == 2 and "lies in a store" in error and not (tmp_path / name).parent.exists()
+
+
+LONG = "p" * 300
+SELECT = ["select", "SCORES", "--score", "s", "--direction", "high", "--keep", "0.5", "--alpha", "0.5", "--out"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", QUICKSTART, "--set", "data.source=parquet", "--set", f"data.train={LONG}"],
+        ["run", QUICKSTART, "--set", "data.source=parquet", "--set", f"data.train=/tmp/{LONG}/x.parquet"],
+        ["plan", QUICKSTART, "--set", f"code=[{LONG}]"], ["run", QUICKSTART, "--store", LONG], ["status", "--store", LONG],
+        [*SELECT, f"{LONG}.parquet"],
+    ],
+)  # fmt: skip
+def test_a_name_that_no_file_may_have_is_wrong_input(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SECATEUR_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pa.table({"id": np.arange(9), "s": np.arange(9.0)}), tmp_path / "scores.parquet")
+    code, out, error = command(monkeypatch, capsys, *["scores.parquet" if word == "SCORES" else word for word in words])
+    assert (code, out, error.count("\n")) == (2, "", 1) and "ppp... is longer than" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
 
 
 def test_an_empty_run_is_no_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from cluster.errors import StageError
 from cluster.fingerprint import sha256
+from cluster.record import Unit
 from cluster.storage import Store
 from flows import cli, retiring
 from flows.attempts import Attempt
@@ -52,6 +53,8 @@ def stages_of(tree_of: dict[str, bytes]) -> dict[str, bytes]:
         ("select", ".parquet", Path.unlink),
         ("subset", ".parquet", flip),
         ("subset", ".npy", cut),
+        ("features", ".parquet", flip),
+        ("features", ".npy", Path.unlink),
         ("train", ".parquet", flip),
     ],
 )
@@ -83,7 +86,7 @@ def test_many_damages_are_healed_in_the_order_of_the_stages(tmp_path: Path, caps
     assert repair(store, capsys)[0] == 0
 
 
-@pytest.mark.parametrize("stage", ["shard", "proxy", "score", "merge", "select", "subset", "train"])
+@pytest.mark.parametrize("stage", ["shard", "proxy", "score", "merge", "select", "subset", "features", "shift", "train"])
 def test_an_edited_seal_is_made_again_from_its_parts(
     stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,22 +158,40 @@ def test_what_cannot_match_is_told_and_left_as_it_was(tmp_path: Path, capsys: py
     assert tree(store) == before
 
 
+def downstream(key: str) -> set[tuple[str, str]]:
+    """Return the first run's units that a damaged selection takes along: itself, and all that was computed from it."""
+    made_of = plan()
+    return {
+        ("select", key), ("subset", made_of.subset(key)),
+        *(("shift", one.key) for one in made_of.shifts if one.selection == key),
+        *(("train", one.key) for one in made_of.trainings if one.selection == key),
+    }  # fmt: skip
+
+
+def nodes(store: Path) -> dict[tuple[str, str], Unit]:
+    return {(unit.stage, unit.key): unit for _, unit in plan().units(Store(str(store)))}
+
+
 def test_recompute_retires_what_is_downstream_and_a_run_computes_it_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = made(tmp_path)
     before = tree(store)
-    broken = parts(store, "select")[0]
-    flip(broken)
+    # A selection that everything behind it reads: it has a shift too, which only the first replicate has.
+    key = plan().shifts[0].selection
+    going = {node: unit.folder for node, unit in nodes(store).items() if node in downstream(key)}
+    assert {stage for stage, _ in going} == {"select", "subset", "shift", "train"}
+    flip(next(store.glob(f"{going['select', key]}/parts/*.parquet")))
     code, said = repair(store, capsys, "--recompute")
     assert code == 0
     after = tree(store)
     moved = {name for name in before if name not in after}
     assert {f"{said['retired']['folder']}/{name}" for name in moved} == set(after) - set(before)  # type: ignore[index]
-    own = {unit.folder for stage, unit in plan().units(Store(str(store))) if stage in ("select", "subset", "train")}
-    others = {unit.folder for _, unit in plan(OTHER).units(Store(str(store)))}
-    assert moved and all(name.startswith("runs/") or name.rpartition("/")[0].removesuffix("/parts") in own for name in moved)
-    assert not any(name.rpartition("/")[0].removesuffix("/parts") in others for name in moved)
+    # Every object of these units and the report go, nothing else does: no seal is left whose source is not.
+    folders, report = tuple(f"{folder}/" for folder in going.values()), f"runs/{plan().run_name}/report/"
+    assert moved == {name for name in before if name.startswith((*folders, report))}
+    assert all(f"{folder}/seal.json" in moved for folder in going.values())
+    assert sorted(said["retired"]["units"]) == sorted(f"{stage} {key[:12]}" for stage, key in going)  # type: ignore[index]
     assert said["next"] == [f"secateur resume {plan().run_name} --store {store}"]
     run_serially(plan(), Store(str(store)), SerialPool())
     assert stages_of(tree(store)) == stages_of(before)

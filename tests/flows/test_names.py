@@ -1,7 +1,8 @@
-"""Names that come from data and configuration: they stay text in the report and inside the store."""
+"""Names that come from data and configuration: they stay text in the report, inside the store and on the terminal."""
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,12 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.errors import InputError
 from cluster.storage import Store, check_name
-from flows.config import load_config
+from flows import cli
+from flows.config import load_config, parse_config
 from flows.plan import make_plan
+from flows.progress import print_line
+from flows.show import print_outcome
 from tasks.pool import SerialPool
+from tasks.report.publish import read_results
+from tasks.shard import shard_stage
+from tasks.sources import DataSpec
 from tests.flows.serial_run import run_serially
-from tests.flows.verify_case import ROOT
+from tests.flows.verify_case import ROOT, config, made, plan
 
 pytestmark = [pytest.mark.xdist_group("verify"), pytest.mark.timeout(300)]
 
@@ -69,3 +77,85 @@ def test_markup_and_paths_in_names_stay_text(tmp_path: Path) -> None:
         name = str(path.relative_to(store))
         assert check_name(name) == name and re.fullmatch(r"[A-Za-z0-9._=+/-]+", name), name
     assert {path.name for path in tmp_path.iterdir()} == {"images", "store"}
+
+
+ESCAPES = "\x1b]0;pwned\x07\x1b[31m\x9b2J\u202e"
+SHOWN = r"\x1b]0;pwned\x07\x1b[31m\x9b2J\u202e"
+
+
+def raw(text: str) -> set[str]:
+    """Return the characters of a printed text that a terminal obeys."""
+    return {c for c in text if not c.isprintable()} - {"\n"}
+
+
+def test_escapes_in_names_of_data_are_shown_by_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat/a.png", "dog/a.png", f"cat/{ESCAPES}.png", f"dog/b\n{ESCAPES}.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 4), dtype=np.uint8)).save(path)
+        if ESCAPES in name:
+            path.write_bytes(b"GIF89a")
+    spec = DataSpec(source="images", train=str(tmp_path / "images"))
+    with pytest.raises(InputError, match="2 of 4 rows are bad") as caught:
+        shard_stage(spec, Store(str(tmp_path / "store")), SerialPool())
+    assert ESCAPES in str(caught.value)
+    with pytest.raises(SystemExit):
+        cli.fail(str(caught.value), 2)
+    said = capsys.readouterr().err
+    # The first line, and one row of the table: a newline in a name makes no row.
+    assert said.count(SHOWN) == 2 and not raw(said) and said.count("\n") == 2
+    with pytest.raises(SystemExit):
+        cli.fail(f"{ESCAPES} is\r\nno file", 2)
+    assert capsys.readouterr().err == f"secateur: {SHOWN} is no file\n"
+
+
+def test_escapes_in_what_goes_to_the_terminal_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    print_line(f"shard   1 row in quarantine: {ESCAPES}\n  and more")
+    assert capsys.readouterr().err == f"shard   1 row in quarantine: {SHOWN}\n  and more\n"
+    store = Store(str(made(tmp_path)))
+    results = read_results(store, plan().run_name)
+    assert results is not None
+    name = next(arm["name"] for arm in results["arms"] if arm["protocol"] == "topk")
+    text = json.dumps(results, ensure_ascii=False).replace(f'"{name}"', json.dumps(name + ESCAPES))
+    print_outcome(json.loads(text), store, as_json=False)
+    said = capsys.readouterr().out
+    # The table folds a long name.
+    assert r"\x1b]0" in said and not raw(said)
+
+    def fault(*_: object) -> None:
+        raise RuntimeError(f"no such column {ESCAPES}")
+
+    monkeypatch.setattr("flows.show.show_status", fault)
+    monkeypatch.setattr("sys.argv", ["secateur", "status"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().err
+    assert f"RuntimeError: no such column {SHOWN}" in said and not raw(said)
+
+
+SETTINGS = (
+    "name={}", "select.arms.0.name={}", "select.arms.0.score={}", "data.train={}", "data.test={}", "code=[{}]",
+    "code_version={}", "train.model.use={}", "scores_id_column={}",
+)  # fmt: skip
+CHARACTERS = ("\n", "\t", "\x7f", "\x9b", "\u2028", "\u202e")
+
+
+@pytest.mark.parametrize(
+    ("setting", "character"),
+    [*((setting, "\x1b") for setting in SETTINGS), *(("select.arms.0.name={}", character) for character in CHARACTERS)],
+)
+def test_names_with_control_characters_are_refused(setting: str, character: str) -> None:
+    with pytest.raises(InputError) as caught:
+        config(setting.format(json.dumps(f"a{character}b")))
+    assert not raw(str(caught.value))
+
+
+def test_arguments_labels_and_recorded_runs_may_hold_them() -> None:
+    # A separator that user code needs, a label that is so in the data.
+    found = config('data.label_map={"a\\tb": 0, "c": 1}', 'train.model={use: "um:net", args: {separator: "\\n"}}')
+    assert found.data.label_map == {"a\tb": 0, "c": 1} and found.train.model.args == {"separator": "\n"}
+    body = found.model_dump(mode="json")
+    body["select"]["arms"][0]["name"] = ESCAPES
+    assert parse_config(body).select.arms[0].label == ESCAPES

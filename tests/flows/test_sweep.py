@@ -127,7 +127,7 @@ def test_run_is_for_arms_and_sweep_for_grids(
         code, out, error = command(monkeypatch, capsys, *words, "--store", store)
         assert code == 2 and out == "" and message in error and error.count("\n") == 1
     code, out, error = command(monkeypatch, capsys, "plan", QUICKSTART, *sets, "--store", store)
-    assert code == 0 and "train   20 of 20 to compute" in out
+    assert code == 0 and "train     20 of 20 to compute" in out
     assert "sweep: 4 combinations, 4 arms beside random; 2 keeps and 2 replicates of each" in error
     assert "below 10 replicates there is no verdict" in error
     assert not (tmp_path / "store").exists()
@@ -165,14 +165,15 @@ def test_a_sweep_resumes_and_a_larger_grid_computes_its_new_cells_only(
     # Of keep 0.2 random and six arms, of the other two keeps the arms of the new alpha, of two scores; two replicates each.
     new = 2 * (7 + 2 * 2)
     left = {state.stage: state.left for state in find_states(larger, store) if state.left}
-    assert left == {"select": new, "subset": new, "train": new}
+    assert left == {"select": new, "subset": new, "shift": new // 2, "train": new}
     run_serially(larger, store, SerialPool())
     after = tree(folder)
     assert {name: after[name] for name in before if name.startswith("stages/")} == {
         name: data for name, data in before.items() if name.startswith("stages/")
     }
     made = {name.split("/")[1] for name in set(after) - set(before) if name.startswith("stages/")}
-    assert sorted(stage.split("-")[0] for stage in made) == ["select"] * new + ["subset"] * new + ["train"] * new
+    expected = ["select"] * new + ["shift"] * (new // 2) + ["subset"] * new + ["train"] * new
+    assert sorted(stage.split("-")[0] for stage in made) == expected
 
 
 def check_table(run: str, store: Store, rows: int) -> None:

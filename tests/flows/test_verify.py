@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.errors import CorruptError
+from cluster.fingerprint import canonical_json, sha256
 from cluster.storage import Store
+from flows.attempts import Attempt
 from flows.lineage import load_lineage
 from flows.repair import verify_and_repair
 from flows.verify import Findings, verify_run
@@ -186,19 +190,132 @@ def test_what_is_not_computed_yet_is_no_damage(tmp_path: Path) -> None:
     assert found.damage == [] and len(found.not_computed) == len(set(plan().keys()["train"]))
 
 
-def test_an_edited_run_json_is_found(tmp_path: Path) -> None:
+def _edit_record(path: Path, change: Callable[[dict[str, Any]], object], *, forge: bool = False) -> None:
+    """Change fields of run.json and write it canonically; a forger also makes the digest match."""
+    body = json.loads(path.read_bytes())
+    digest = body.pop("digest")
+    change(body)
+    path.write_bytes(canonical_json({**body, "digest": sha256(canonical_json(body)) if forge else digest}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda body: body["config"]["data"].update(train="/etc/hosts"),
+        lambda body: body["config"].update(code=["/tmp/other.py"]),
+        lambda body: body["config"]["train"]["resources"].update(workers=7),
+        lambda body: body["config"]["data"].update(max_bad_fraction=0.5),
+        lambda body: body["config"]["train"].update(steps=11),
+        lambda body: body["versions"].update(torch="9.9.9"),
+        lambda body: body["keys"].update(merge=body["keys"]["shard"]),
+    ],
+    ids=["data", "code", "workers", "max_bad_fraction", "steps", "torch", "keys"],
+)
+def test_every_edit_of_run_json_is_found_by_its_digest(change: Callable[[dict[str, Any]], object], tmp_path: Path) -> None:
     store = made(tmp_path)
     path = store / "runs" / plan().run_name / "run.json"
-    text = path.read_text()
-    assert '"seed":0' in text
-    path.write_text(text.replace('"seed":0', '"seed":1'))
-    found = verify(store)
-    assert "run" in {damage.what for damage in found.damage}
-    path.write_text(text.replace(plan().merge, plan().shard))
-    assert "keys that do not follow" in str(verify(store).damage[0])
-    path.write_text(text + " ")
+    before = path.read_bytes()
+    _edit_record(path, lambda body: None, forge=True)
+    assert path.read_bytes() == before
+    _edit_record(path, change)
     with pytest.raises(CorruptError, match="not as it was written"):
         verify(store)
+
+
+def test_a_run_json_that_is_forged_contradicts_its_name_or_its_keys(tmp_path: Path) -> None:
+    store = made(tmp_path)
+    path = store / "runs" / plan().run_name / "run.json"
+    before = path.read_bytes()
+    _edit_record(path, lambda body: body["config"]["train"].update(steps=11), forge=True)
+    assert "run" in {damage.what for damage in verify(store).damage}
+    path.write_bytes(before)
+    _edit_record(path, lambda body: body["keys"].update(merge=body["keys"]["shard"]), forge=True)
+    assert "keys that do not follow" in str(verify(store).damage[0])
+    path.write_bytes(before + b" ")
+    with pytest.raises(CorruptError, match="not as it was written"):
+        verify(store)
+
+
+class Elsewhere:
+    """Take files of a store away and publish them later, once, whole and in order, as if a run wrote them then."""
+
+    def __init__(self, aside: Path, paths: list[Path]) -> None:
+        aside.mkdir()
+        self.lock = threading.Lock()
+        self.files = [(aside / str(number), path) for number, path in enumerate(paths)]
+        for taken, path in self.files:
+            path.rename(taken)
+
+    def write(self) -> None:
+        with self.lock:
+            while self.files:
+                taken, path = self.files.pop(0)
+                taken.rename(path)
+
+
+def _report_files(store: Path) -> list[Path]:
+    return sorted((store / "runs" / plan().run_name / "report").iterdir())
+
+
+def test_a_run_that_ends_after_its_seals_were_read_has_lost_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = made(tmp_path)
+    units = verify(store).units
+    run = Elsewhere(tmp_path / "aside", [*seals(store, "train"), *_report_files(store)])
+    place = Store(str(store))
+    exists = place.exists
+
+    def late(name: str) -> bool:
+        run.write()
+        return exists(name)
+
+    monkeypatch.setattr(place, "exists", late)
+    found = verify_run(load_lineage(plan().run_name, place), place)
+    assert (found.damage, found.not_computed, found.units) == ([], [], units)
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_run_that_goes_on_while_its_seals_are_read_has_lost_none(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.verify.THREADS", threads)
+    store = made(tmp_path)
+    stages = ("merge", "select", "subset", "shift", "train")
+    run = Elsewhere(tmp_path / "aside", [path for stage in stages for path in seals(store, stage)])
+    for path in _report_files(store):
+        path.unlink()
+    place = Store(str(store))
+    read = place.read
+
+    def late(name: str) -> bytes:
+        try:
+            return read(name)
+        except FileNotFoundError:
+            # The first that is not there yet is sealed right after it was asked for, and so is all that follows.
+            run.write()
+            raise
+
+    monkeypatch.setattr(place, "read", late)
+    assert verify_run(load_lineage(plan().run_name, place), place).damage == []
+
+
+def test_a_report_is_not_judged_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = made(tmp_path)
+    sound = (store / "runs" / plan().run_name / "report" / "index.html").read_bytes()
+    page = _report(store)
+    with Attempt(Store(str(store)), plan().run_name):
+        found = verify(store)
+        assert found.damage == [] and [line.split(",")[0] for line in found.not_computed] == ["report"]
+    assert [damage.name for damage in verify(store).damage] == [str(page.relative_to(store))]
+    # The writer ends between the look at the files and the look at the attempts.
+    place = Store(str(store))
+    listed = place.list
+
+    def late(prefix: str) -> list[str]:
+        page.write_bytes(sound)
+        return listed(prefix)
+
+    monkeypatch.setattr(place, "list", late)
+    assert verify_run(load_lineage(plan().run_name, Store(str(store))), place).damage == []
 
 
 def test_large_parts_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from data_case import TEST, TRAIN, UNUSED, VALIDATION, index, own_cache, write_parquet
 
-from cluster.errors import CorruptError, InputError
+from cluster.errors import CorruptError, InputError, ItemsError
 from tasks.dataset import Dataset
 from tasks.sources import DataSpec
 
@@ -68,8 +68,20 @@ def test_changed_labels_are_noticed(tmp_path: Path) -> None:
     write_parquet(path)
     dataset = index(tmp_path, DataSpec(source="parquet", train=str(path)))[1]
     write_parquet(path, label=(np.arange(60) + 1) % 3)
-    with pytest.raises(InputError, match="changed under the run"):
+    with pytest.raises(ItemsError, match="changed under the run"):
         dataset.load(TRAIN)
+
+
+def test_changed_features_are_noticed_under_the_same_ids_and_labels(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path)
+    before = path.read_bytes()
+    dataset = index(tmp_path, DataSpec(source="parquet", train=str(path)))[1]
+    write_parquet(path, seed=1)
+    with pytest.raises(ItemsError, match="features are not those that were checked: the data changed under the run"):
+        dataset.load(TRAIN)
+    path.write_bytes(before)
+    assert len(dataset.load(TRAIN)) == dataset.num_train
 
 
 def test_rows_taken_away_are_noticed(tmp_path: Path) -> None:
@@ -77,10 +89,10 @@ def test_rows_taken_away_are_noticed(tmp_path: Path) -> None:
     write_parquet(path)
     dataset = index(tmp_path, DataSpec(source="parquet", train=str(path)))[1]
     write_parquet(path, rows=59)
-    with pytest.raises(InputError, match="fewer rows"):
+    with pytest.raises(ItemsError, match="fewer rows.*changed under the run"):
         dataset.load(TRAIN)
     path.unlink()
-    with pytest.raises(InputError, match=r"a\.parquet"):
+    with pytest.raises((InputError, ItemsError), match=r"a\.parquet"):
         dataset.load(TRAIN)
 
 

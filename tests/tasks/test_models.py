@@ -35,6 +35,7 @@ def numpy_seeded() -> torch.nn.Module:
     [
         ("mlp", (64,)), ("mlp", (28, 28)), ("mlp", (3, 8, 8)),
         ("cnn", (28, 28)), ("cnn", (1, 8, 8)), ("cnn", (3, 9, 11)),
+        ("cnn1d", (40,)), ("cnn1d", (1, 40)), ("cnn1d", (3, 5)),
         ("resnet18", (28, 28)), ("resnet18", (1, 28, 28)), ("resnet18", (3, 32, 32)), ("resnet18", (8, 8)),
     ],
 )
@@ -54,7 +55,7 @@ def test_mlp_default_is_one_hidden_layer_of_256() -> None:
     assert [tuple(p.shape) for p in model.parameters()] == [(256, 784), (256,), (10, 256), (10,)]
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18", "tests.tasks.test_models:numpy_seeded"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "cnn1d", "resnet18", "tests.tasks.test_models:numpy_seeded"])
 def test_weights_are_a_function_of_the_seed_and_leave_global_streams_alone(name: str) -> None:
     use = Use(use=name, args={"width": 4} if name == "resnet18" else {})
     torch.manual_seed(1)
@@ -76,6 +77,8 @@ def test_user_model_is_given_only_what_it_names() -> None:
     ("use", "shape", "classes", "says"),
     [
         (Use(use="cnn"), (64,), 3, "needs images"),
+        (Use(use="cnn1d"), (28, 28, 1), 3, "needs signals"),
+        (Use(use="cnn1d"), (3,), 3, "at least 4 points"),
         (Use(use="resnet18"), (2, 2), 3, "at least 8 x 8"),
         (Use(use="mpl"), (64,), 3, "did you mean 'mlp'"),
         (Use(use="mlp", args={"hiden": [3]}), (64,), 3, "did you mean 'hidden'"),

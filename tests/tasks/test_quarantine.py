@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from data_case import TEST, TRAIN, index, own_cache, pictures, refused, table_of, vectors, write_idx, write_parquet
+from data_case import TEST, TRAIN, index, own, own_cache, pictures, refused, table_of, vectors, write_idx, write_parquet
 from own_source import Ring
 from PIL import Image
 
@@ -162,6 +163,78 @@ def test_a_source_of_the_users_own_names_its_bad_rows(tmp_path: Path) -> None:
     assert holds(dataset, store, 40, {"undecodable": 1}) == {15: ("undecodable", "ring row 15: torn")}
     refused(tmp_path, spec("class"), "'lost'", "undecodable, wrong_shape, non_finite_feature, bad_label")
     refused(tmp_path, spec("row"), "row 15")
+
+
+class Leaky(Ring):
+    """Be a user's source that says what its service answered, credentials and all."""
+
+    def read(self, shard: Shard) -> RawExamples:
+        raw = super().read(shard)
+        said = f"GET https://bob:c4n4ry-pass@feat/x.png?token=c4n4ry-query denied for {os.environ['FEATURE_STORE_TOKEN']}"
+        return RawExamples(raw.example_id, raw.x, raw.labels, [BadRow(0, "undecodable", said)] if shard.start == 15 else [])
+
+
+def test_what_a_source_or_a_label_says_loses_its_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = "c4n4ry-feature-token-0123"
+    monkeypatch.setenv("FEATURE_STORE_TOKEN", token)
+    leaky = DataSpec(source=f"{__name__}:Leaky", train="ring", shard_rows=15, max_bad_fraction=0.05)
+    labels = [*("cat", "dog") * 30]
+    labels[7] = token
+    spec = own(tmp_path, label=labels).model_copy(update={"label_map": {"cat": 0, "dog": 1}, "max_bad_fraction": 0.05})
+    for number, (each, said) in enumerate(
+        [
+            (leaky, "ring row 15: GET https://<credentials>@feat/x.png?token=<signed> denied for <FEATURE_STORE_TOKEN>"),
+            (spec, "bad.parquet row 7: the label '<FEATURE_STORE_TOKEN>' is no class"),
+        ]
+    ):
+        seal, _, store = index(tmp_path, each, f"store-{number}")
+        assert [message for _, message in rows_in(store, seal).values()] == [said]
+        held = {name: store.read(name) for name in store.list("stages")}
+        assert any(name.endswith("checked.json") for name in held)
+        assert not [name for name, data in held.items() if b"c4n4ry" in data]
+        assert "c4n4ry" not in refused(tmp_path, each.model_copy(update={"max_bad_fraction": 0.0}), "1 of ")
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_class_without_a_good_train_row_is_refused(tmp_path: Path, lost: int, elsewhere: bool) -> None:
+    x, labels = vectors(300), np.arange(300) % 3
+    x[labels == lost, 1] = np.nan
+    spec = spoiled(tmp_path / "a.parquet", 300, features=list(x)).model_copy(update={"max_bad_fraction": 0.4})
+    if elsewhere:
+        # Good rows of the class in the test location do not teach it.
+        write_parquet(tmp_path / "test.parquet", 90, id=np.arange(90) * 3)
+        spec = spec.model_copy(update={"test": str(tmp_path / "test.parquet")})
+    unsaid = spec.model_copy(update={"num_classes": None})
+    message = refused(tmp_path, unsaid, f"no good row of class {lost}: 100 rows", "data.num_classes", "a.parquet row ")
+    assert message.splitlines()[1].split()[:2] == ["non_finite_feature", "100"]
+    # Who says how many classes there are may miss some.
+    assert index(tmp_path, spec)[0].meta["num_classes"] == 3
+
+
+def test_a_class_lost_by_shape_or_folder_is_refused_by_its_name(tmp_path: Path) -> None:
+    labels = [*("cat", "dog") * 96, *["emu"] * 64]
+    x = [row.tolist()[: 4 if label == "emu" else 6] for row, label in zip(vectors(256), labels, strict=True)]
+    spec = spoiled(tmp_path / "a.parquet", 256, features=x, label=labels)
+    known = {"label_map": {"cat": 0, "dog": 1, "emu": 2}, "num_classes": None, "max_bad_fraction": 0.5}
+    refused(tmp_path, spec.model_copy(update=known), "no good row of class 'emu': 64 rows", "wrong_shape")
+    for i, picture in enumerate(pictures(60)):
+        path = tmp_path / "d" / ("cat", "dog", "emu")[i % 3] / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+        if i % 3 == 1:
+            path.write_bytes(b"GIF89a")
+    images = DataSpec(source="images", train=str(tmp_path / "d"), shard_rows=16, max_bad_fraction=0.5)
+    refused(tmp_path, images, "no good row of class 'dog': 20 rows", "undecodable")
+
+
+def test_labels_that_are_bad_themselves_make_no_class(tmp_path: Path) -> None:
+    x, labels = vectors(300), np.arange(300) % 3
+    x[labels == 2, 1], labels[labels == 2] = np.nan, -5
+    spec = spoiled(tmp_path / "a.parquet", 300, features=list(x), label=labels)
+    spec = spec.model_copy(update={"num_classes": None, "max_bad_fraction": 0.4})
+    seal = index(tmp_path, spec)[0]
+    assert (seal.meta["num_classes"], seal.meta["num_quarantined"]) == (2, 100)
 
 
 def test_more_bad_rows_than_the_budget_are_refused_with_a_table_of_causes(tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ def test_groups_without_exploration_have_no_weight_to_give() -> None:
 def test_an_unknown_protocol_names_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'exact'"):
         protocol_info("exat")
-    assert set(PROTOCOLS) == {"random", "topk", "exact", "approximate", "tempered", "ccs", "band", "pps"}
+    assert set(PROTOCOLS) == {
+        "random", "topk", "exact", "approximate", "tempered", "ccs", "band", "prototype_band", "pps", "raked", "rs2", "rotate",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,35 @@ def test_a_killed_check_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+def test_data_that_change_while_they_are_checked_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    class Meddling(SerialPool):
+        def map(self, *args: Any, **kwargs: Any) -> Any:
+            yield from super().map(*args, **kwargs)
+            write_parquet(tmp_path / "a.parquet", seed=1)
+
+    write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="changed while they were checked"):
+        shard_stage(DataSpec(source="parquet", train=str(tmp_path / "a.parquet")), Store(str(tmp_path / "store")), Meddling())
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_part_of_another_shard_is_not_adopted(tmp_path: Path) -> None:
+    spec = digits(shard_rows=200)
+    whole, _, _ = index(tmp_path, spec, "whole")
+    store = Store(str(tmp_path / "killed"))
+    with pytest.raises(KeyboardInterrupt):
+        shard_stage(spec, store, DyingPool(4))
+    unit = Unit(store, "shard", whole.key)
+    there = store.list(f"{unit.folder}/parts")
+    sizes = {part.name: part.rows for part in whole.parts}
+    one, other = [name for name in there if sizes[name] == 200][:2]
+    (tmp_path / "killed" / one).write_bytes((tmp_path / "killed" / other).read_bytes())
+    with pytest.raises(CorruptError, match="is of another shard or of other data"):
+        shard_stage(spec, store, SerialPool())
+    (tmp_path / "killed" / one).unlink()
+    assert shard_stage(spec, store, SerialPool()).to_bytes() == whole.to_bytes()
+
+
 def test_accept_can_refuse_before_anything_is_written(tmp_path: Path) -> None:
     def accept(meta: dict[str, Any]) -> None:
         raise InputError(f"no model for {meta['shape']}")

@@ -63,7 +63,7 @@ def checked(number: int, *, bad: bool = False, loose: bool = False) -> Checked:
     return Checked(
         None if bad else (2, 2), "uint8", np.array([9, number]) if loose else (number, 3), by_split,
         Counter({"cat": 1}) if bad else Counter(), None, Counter({"bad_label": 1}) if bad else Counter(),
-        {"bad_label": ["row 0"]} if bad else {},
+        {"bad_label": ["row 0"]} if bad else {}, f"{number:032x}",
     )  # fmt: skip
 
 
@@ -78,4 +78,5 @@ def test_findings_come_back_in_the_order_of_the_shards(order: range) -> None:
     for one, other in zip(kept, given, strict=True):
         assert np.array_equal(one.ids, other.ids)
         assert (one.shape, one.dtype, one.by_split, one.classes) == (other.shape, other.dtype, other.by_split, other.classes)
+        assert one.content == other.content
         assert (one.unknown, one.candidates, one.bad, one.examples) == (other.unknown, None, other.bad, other.examples)

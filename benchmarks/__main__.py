@@ -1,0 +1,83 @@
+"""Every comparison with a bar, as one table: `python -m benchmarks` (or `make bench`) writes benchmarks/RESULTS.md.
+
+Each figure is a ratio of medians measured side by side in this run, after a warm-up. --quick takes small sizes and two repeats:
+it shows that everything runs, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import grand, scoring, selection, startup, tiny_parts, training
+from benchmarks.contest import REPEATS, Row, commit, table, versions
+
+
+def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
+    """Return the comparisons by name, in the order they are run."""
+    repeats = 2 if quick else REPEATS
+    rows = 2 * 10**6 if quick else 10**8
+    shards = 100 if quick else tiny_parts.SHARDS
+
+    def tiny() -> list[Row]:
+        found = tiny_parts.measure(shards, repeats)
+        return tiny_parts.rows_of(found, tiny_parts.task_runner(shards), shards)
+
+    def select() -> list[Row]:
+        out = selection.rows_of(selection.measure(rows, "ascending", repeats, True), rows, "ascending")
+        for case, size in (("ascending", 3 * rows), ("eight values", rows), ("shuffled", rows)):
+            out += selection.rows_of(selection.measure(size, case, 1 if quick else 3, False), size, case)
+        return out
+
+    return {
+        "grand": lambda: grand.measure(repeats),
+        "startup": lambda: startup.measure(repeats),
+        "training": lambda: training.measure(repeats, {"mlp": 60, "cnn": 10} if quick else {"mlp": 600, "cnn": 100}),
+        "scoring": lambda: scoring.measure(10**5 if quick else 10**6, repeats),
+        "tiny_parts": tiny,
+        "selection": select,
+    }
+
+
+def main() -> None:
+    """Run the comparisons asked for, print their table and write it with the commit and the versions."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="grand, startup, training, scoring, tiny_parts, selection; all by default")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", default=str(Path(__file__).with_name("RESULTS.md")))
+    arguments = parser.parse_args()
+    known = parts(arguments.quick)
+    unknown = set(arguments.names) - set(known)
+    if unknown:
+        parser.error(f"no comparison {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    found: list[Row] = []
+    failed: list[str] = []
+    begin = time.monotonic()
+    for name in arguments.names or known:
+        print(f"{name}:", file=sys.stderr, flush=True)
+        try:
+            found += known[name]()
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+    command = " ".join(["python -m benchmarks", *arguments.names, *(["--quick"] if arguments.quick else [])])
+    head = [
+        "# Measured side by side", "",
+        f"`{command}`, {time.strftime('%Y-%m-%d')}, commit {commit()}, {time.monotonic() - begin:.0f} s in all.", "",
+        f"{versions()}.", "",
+        "Medians after a warm-up, each way in turn; memory is the greatest peak of the process tree."
+        + (" **Small sizes, two repeats: these figures only show that it runs.**" if arguments.quick else ""),
+        *([f"Failed, and not in the table: {', '.join(failed)}."] if failed else []), "",
+    ]  # fmt: skip
+    text = "\n".join([*head, table(found), ""])
+    print(text)
+    Path(arguments.out).write_text(text)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""`policy: auto` over the cells of benchmarks/cells.py: `python -m benchmarks.policy_cells --work DIR [--cells NAME,...]`.
+
+DIR is that of the cells, with their configurations, results and store. The family of a cell's race is its own arms, less those
+that draw anew in every epoch, so the race finds its trainings in the store and only the confirmations are trained. Regret is
+what the split-half hindsight best of those arms gained over random on test (choosing on one half of the ten replicates, scored
+on the other; random is one of them), less what the answer gained in its fresh confirmation, 0 where it is random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from flows.sweep import expand
+from tasks.comparison import mean_interval
+from tasks.comparison.hindsight import hindsight_best
+from tasks.policy.halving import RANDOM
+from tasks.samplers.registry import protocol_info
+
+HEAD = (
+    "cell", "keep", "candidates", "answer", "confirmation on test, points", "hindsight best, split-half", "regret",
+    "full trainings",
+)  # fmt: skip
+
+
+def policy_config(sweep: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a race over the arms of a cell's sweep."""
+    lines = []
+    for arm in expand(sweep["sweep"], sweep["select"]["keep"][0]).arms:
+        info = protocol_info(arm["protocol"])
+        if info.ranks and not info.rotates:
+            lines.append({name: value for name, value in arm.items() if name not in ("name", "score")})
+    train = {name: value for name, value in sweep["train"].items() if name != "replicates"}
+    rest = {name: value for name, value in sweep.items() if name not in ("sweep", "shift")}
+    return {**rest, "name": f"policy_{sweep['name']}", "policy": {"family": lines}, "train": train}
+
+
+def run_cell(work: Path, cell: str, store: str) -> dict[str, Any]:
+    """Run the race of a cell, or find it finished, and return its results."""
+    path = work / f"policy_{cell}.yaml"
+    sweep = yaml.safe_load((work / f"{cell}.yaml").read_text())
+    path.write_text(yaml.safe_dump(policy_config(sweep), sort_keys=False))
+    command = [sys.executable, "-m", "flows.cli", "run", str(path), "--store", store, "--json"]
+    return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+
+
+def gains(cell: dict[str, Any], keep: float, candidates: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the test differences to random (A, R) of the candidates and random in a cell's sweep; random is row 0."""
+    arms = {arm["name"]: np.array(arm["accuracy"]) for arm in cell["arms"] if arm["keep"] == keep}
+    return np.stack([arms[name] - arms[RANDOM] for name in (RANDOM, *candidates) if name in arms])
+
+
+def rows(work: Path, cells: Sequence[str], store: str) -> Iterator[list[Any]]:
+    """Yield a row for each cell and keep: texts, then gain of the answer, regret, and whether it is non-inferior."""
+    for cell in cells:
+        results, sweep = run_cell(work, cell, store), json.loads((work / f"{cell}.json").read_text())
+        for entry in results["policy"]["keeps"]:
+            table = gains(sweep, entry["keep"], list(entry["candidates"]))
+            best = hindsight_best(table).split_half
+            confirmed = entry["confirmation"]
+            gain = confirmed["mean_difference"] if entry["answer"] != RANDOM else 0.0
+            row = next((row for row in results["comparisons"] if row["keep"] == entry["keep"]), None)
+            bound = None if row is None else row["non_inferiority_bound"]
+            safe = entry["answer"] == RANDOM or (bound is not None and bound > -results["non_inferiority_points"])
+            said = "none above random on validation"
+            if confirmed is not None:
+                low, high = confirmed["ci95"]
+                said = f"{entry['winner']}: {confirmed['mean_difference']:+.2f} [{low:+.2f}, {high:+.2f}], {confirmed['verdict']}"
+            texts = [
+                cell.removeprefix("cells_"), f"{entry['keep']:g}", str(len(table) - 1), entry["answer"], said, f"{best:+.2f}",
+                f"{best - gain:+.2f}", f"{entry['costs']['full_trainings']:.1f}",
+            ]  # fmt: skip
+            yield [texts, gain, best - gain, safe]
+
+
+def main() -> None:
+    """Print a row for each cell and keep, and what they come to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--cells", default="")
+    options = parser.parse_args()
+    work: Path = options.work
+    cells = options.cells.split(",") if options.cells else sorted(path.stem for path in work.glob("cells_*.json"))
+    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
+    found = []
+    for row in rows(work, cells, str(work / "store")):
+        print(f"| {' | '.join(row[0])} |", flush=True)
+        found.append(row)
+    regret = np.array([row[2] for row in found])
+    interval = mean_interval(regret)
+    confirmed = sum(row[0][3] != RANDOM for row in found)
+    unsafe = [f"{row[0][0]} {row[0][1]}" for row in found if not row[3]]
+    print(
+        f"\n{len(found)} cells: {confirmed} with a confirmed gain, {len(found) - confirmed} fell back to random; mean regret "
+        f"{regret.mean():+.2f} points{'' if interval is None else f' [{interval[0]:+.2f}, {interval[1]:+.2f}]'} (t over cells); "
+        f"non-inferior to random in {'every cell' if not unsafe else 'all but ' + ', '.join(unsafe)}."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Scaling laws on trained models: `python -m benchmarks.scaling` writes `scaling.md` and `docs/figures/scaling.svg`.
+
+MNIST-1D, one draw of 100,000 rows cut to six nested sizes of ratio 3, so that keep 0.3 of one size has as many examples as keep
+0.1 of the next. Each size is one sweep; `--table` only fits and draws what is in the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from benchmarks.theory.drawing import Panel, Series, figure
+from tasks.comparison.paired import mean_interval
+from tasks.scaling import Scaling, SlopeDifference, envelope, fit_scaling, slope_difference
+
+F64 = npt.NDArray[np.float64]
+
+ROWS = 100_000
+LIMITS = [round(ROWS / 3**step) for step in range(5, -1, -1)]
+KEEPS = (0.1, 0.3)
+REPLICATES = 5
+MODEL = {"use": "mlp", "args": {"hidden": [256]}}
+ARMS = {
+    "random": "random", "topk": "topk el2n", "exact, alpha 0.2": "exact el2n alpha=0.2",
+    "band, beta 0.1, width 0.4": "band el2n beta=0.1 width=0.4",
+}  # fmt: skip
+
+HEAD = """# Scaling laws on trained models
+
+`python -m benchmarks.scaling`, {seconds:.0f} s on {cores} cores that had other work too. MNIST-1D, one draw of {rows:,} rows cut
+to six nested sizes, the same 50,000 test examples for all; MLP 40-256-10, EL2N from three proxies of 4 epochs at each size; five
+paired replicates, each a new selection and a new training of 5 epochs of batch 64, at least 400 steps. Errors are on the test
+set, in %, means over replicates. `n` is the train split that is selected from; keep n examples are trained on.
+
+![Test error against the size of the data at keep 0.1 and 0.3, log-log](../docs/figures/scaling.svg)
+"""
+
+FITS = """
+## The fits
+
+`err = a + b n^-c` over n at a fixed keep (`tasks/scaling.py`: residuals relative to the error, bootstrap in two levels).
+`a` is in %. "Against random" is the difference of c with its interval, replicates drawn together.
+
+| keep | arm | a | c | fit | against random |
+|---|---|---|---|---|---|
+"""
+
+ENVELOPE = """
+## The envelope
+
+The better keep at each number m of kept examples: 0.3 of n or 0.1 of 3 n. `error` is too low, as the keep was chosen by it;
+`fair` chooses on one half of the replicates and scores on the other. Both are in %.
+
+| m | arm | keep | error | fair |
+|---|---|---|---|---|
+"""
+
+
+def config(limit: int) -> dict[str, Any]:
+    """Return the sweep at one size."""
+    return {
+        "name": f"scaling_{limit}",
+        "data": {
+            "source": {"use": "mnist1d", "args": {"rows": ROWS, "test": 50_000, "seed": 0}}, "train": "mnist1d", "limit": limit,
+        },
+        "proxy": {"model": MODEL, "seeds": 3, "epochs": 4, "batch_size": 64, "lr": 0.003},
+        "score": {"scores": ["el2n"]},
+        "sweep": {"score": "el2n", "protocol": ["topk", "exact", "band"], "alpha": 0.2, "beta": 0.1, "width": 0.4},
+        "select": {"keep": list(KEEPS)},
+        "shift": False,
+        "train": {
+            "model": MODEL, "epochs": 5, "min_steps": 400, "batch_size": 64, "lr": 0.003, "replicates": REPLICATES, "full": False,
+        },
+        "report": {"margin_points": 0.5},
+    }  # fmt: skip
+
+
+def run_size(limit: int, work: Path) -> None:
+    """Run the sweep at one size and keep its results; a sweep that was stopped goes on."""
+    body = config(limit)
+    path = work / f"{body['name']}.yaml"
+    path.write_text(yaml.safe_dump(body, sort_keys=False))
+    start = time.monotonic()
+    with (work / f"{body['name']}.log").open("ab") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", "sweep", str(path), "--store", str(work / "store"), "--json"],
+            stdout=subprocess.PIPE, stderr=log, check=False,
+        )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{body['name']} failed with exit code {done.returncode}: see {log.name}; the same command goes on")
+    seconds = time.monotonic() - start
+    print(f"{body['name']}: {seconds:.0f} s", flush=True)
+    results = json.loads(done.stdout) | {"seconds": seconds}
+    known = work / f"{body['name']}.json"
+    if not known.exists():
+        known.write_text(json.dumps(results))
+
+
+def tables(found: Sequence[dict[str, Any]]) -> tuple[list[int], dict[tuple[float, str], F64]]:
+    """Return the sizes n, and errors (S, R) in % by (keep, arm)."""
+    sizes = [int(results["dataset"]["n_train"]) for results in found]
+    errors = {
+        (keep, said): np.array([
+            100.0 - np.array(next(
+                arm["accuracy"] for arm in results["arms"] if (arm["keep"], arm["name"]) == (keep, name)
+            )) for results in found
+        ]) for keep in KEEPS for said, name in ARMS.items()
+    }  # fmt: skip
+    return sizes, errors
+
+
+def write(found: Sequence[dict[str, Any]], out: Path, drawing: Path, cores: int) -> None:
+    """Fit, write the page and draw the figure."""
+    sizes, errors = tables(found)
+    fits = {key: fit_scaling(sizes, table) for key, table in errors.items()}
+    text = HEAD.format(seconds=sum(results["seconds"] for results in found), cores=cores, rows=ROWS)
+    for keep in KEEPS:
+        text += f"\n| keep {keep:g} | " + " | ".join(f"n = {size:,}" for size in sizes) + " |\n|---|" + "---|" * len(sizes) + "\n"
+        for said in ARMS:
+            text += f"| {said} | " + " | ".join(f"{mean:.2f}" for mean in errors[keep, said].mean(axis=1)) + " |\n"
+    text += FITS
+    for (keep, said), fit in fits.items():
+        against = "" if said == "random" else _against(slope_difference(sizes, errors[keep, said], errors[keep, "random"]))
+        text += f"| {keep:g} | {said} | {_law(fit)} | {against} |\n"
+    text += ENVELOPE
+    for said in ARMS:
+        for kept, points in _envelopes(sizes, errors, said):
+            text += f"| {kept:,} | {said} | {points} |\n"
+    out.write_text(text)
+    drawing.write_text(draw(sizes, errors, fits))
+
+
+def _law(fit: Scaling) -> str:
+    a, c = (f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, (low, high) in ((fit.a, fit.a_ci95), (fit.c, fit.c_ci95)))
+    return f"{a} | {c} | {'identified' if fit.identified else f'not identified: {fit.reason}'}"
+
+
+def _against(found: SlopeDifference) -> str:
+    low, high = found.ci95
+    said = found.finding + (f" ({found.reason.split(':')[0]})" if found.finding == "not identified" else "")
+    return f"{found.difference:+.2f} [{low:+.2f}, {high:+.2f}] {said}"
+
+
+def _envelopes(sizes: Sequence[int], errors: dict[tuple[float, str], F64], said: str) -> list[tuple[int, str]]:
+    """Return (m, keep, error and fair error as a row) wherever both keeps have about m examples."""
+    cells = {}
+    for place in range(len(sizes) - 1):
+        kept = round(max(KEEPS) * sizes[place])
+        cells[kept, max(KEEPS)] = errors[max(KEEPS), said][place]
+        cells[kept, min(KEEPS)] = errors[min(KEEPS), said][place + 1]
+    return [(point.kept, f"{point.keep:g} | {point.error:.2f} | {point.fair_error:.2f}") for point in envelope(cells)]
+
+
+def draw(sizes: Sequence[int], errors: dict[tuple[float, str], F64], fits: dict[tuple[float, str], Scaling]) -> str:
+    """Return the figure: points with intervals over replicates, dashed the law where it is identified."""
+    panels = []
+    for keep in KEEPS:
+        series = []
+        for kind, said in enumerate(ARMS):
+            points = []
+            for size, row in zip(sizes, errors[keep, said]):
+                interval = mean_interval(row) or (row.mean(), row.mean())
+                points.append((float(size), float(row.mean()), float(interval[0]), float(interval[1])))
+            fit = fits[keep, said]
+            truth = [fit.a + fit.b * size**-fit.c for size in sizes] if fit.identified else []
+            series.append(Series(said, kind, points, truth, joined=not truth))
+        panels.append(Panel(f"keep {keep:g}", "n, examples to select from", "test error, %", [float(n) for n in sizes], series))
+    caption = "MNIST-1D, MLP; intervals over five replicates; dashed: a + b n^-c where it is identified"
+    return figure("Test error against the size of the data, at a fixed share kept", panels, caption)
+
+
+def main() -> None:
+    """Run the sizes, smallest first, then fit and draw."""
+    import os
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/scaling"), help="folder of configurations, logs and store")
+    parser.add_argument("--table", action="store_true", help="only fit and draw")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--figure", type=Path, default=Path("docs/figures/scaling.svg"))
+    chosen = parser.parse_args()
+    chosen.work.mkdir(parents=True, exist_ok=True)
+    for limit in () if chosen.table else LIMITS:
+        run_size(limit, chosen.work)
+    found = [json.loads((chosen.work / f"scaling_{limit}.json").read_text()) for limit in LIMITS]
+    write(found, chosen.out, chosen.figure, os.cpu_count() or 1)
+
+
+if __name__ == "__main__":
+    main()

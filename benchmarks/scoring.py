@@ -1,0 +1,217 @@
+"""The score stage beside a bare torch loop, all scores beside one, proxies together beside apart: `python -m benchmarks.scoring`.
+
+Bare loop and stage read the same Parquet files and use the same number of threads. The stage's rate is that between its first
+and its last part, start-up reported beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.nn import functional
+
+from benchmarks.contest import Row, table
+from cluster.record import Seal
+from cluster.session import RaySession
+from cluster.storage import Store
+from tasks.models.build import build_model
+from tasks.pool import Pool, SerialPool
+from tasks.proxy import ProxyInputs, ProxySpec, load_checkpoint, proxy_stage
+from tasks.score import ScoreInputs, ScoreSpec, score_stage
+from tasks.shard import shard_stage
+from tasks.sources.spec import DataSpec
+
+SIDE, CLASSES = 16, 10
+SHARD_ROWS = 2**15
+FINAL = ["el2n", "loss", "entropy", "margin", "least_confidence", "grand_last"]
+MODELS: dict[str, dict[str, Any]] = {"mlp": {"use": "mlp", "args": {"hidden": [256]}}, "cnn": {"use": "cnn", "args": {}}}
+
+
+def write_data(folder: Path, rows: int) -> None:
+    """Write images (1, SIDE, SIDE) uint8 with labels, and a small test file."""
+    generator = np.random.default_rng(0)
+    kind = pa.list_(pa.uint8(), SIDE * SIDE)
+    for name, count in (("train", rows), ("test", 1000)):
+        with pq.ParquetWriter(folder / f"{name}.parquet", pa.schema({"features": kind, "label": pa.int64()})) as writer:
+            for start in range(0, count, SHARD_ROWS):
+                size = min(SHARD_ROWS, count - start)
+                x = generator.integers(0, 256, size * SIDE * SIDE, dtype=np.uint8)
+                y = generator.integers(0, CLASSES, size)
+                columns = [pa.FixedSizeListArray.from_arrays(pa.array(x), SIDE * SIDE), pa.array(y)]
+                writer.write_table(pa.table(columns, schema=writer.schema), row_group_size=SHARD_ROWS)
+
+
+class Case:
+    """Hold data with their index and the proxies of one model in a store."""
+
+    def __init__(self, folder: Path, rows: int, model: str, proxies: int) -> None:
+        data = folder / "data"
+        if not data.exists():
+            data.mkdir(parents=True)
+            write_data(data, rows)
+        self.rows, self.folder = rows, folder
+        self.store = Store(str(folder / f"store-{model}-{proxies}"))
+        self.data = DataSpec.model_validate(
+            {"source": {"use": "parquet", "args": {"shape": [1, SIDE, SIDE]}}, "train": str(data / "train.parquet"),
+             "test": str(data / "test.parquet"), "shard_rows": SHARD_ROWS, "validation": 0.001}
+        )  # fmt: skip
+        self.index = shard_stage(self.data, self.store, SerialPool())
+        self.proxy = ProxySpec.model_validate({"model": MODELS[model], "seeds": proxies, "steps": 5, "batch_size": 64})
+        inputs = ProxyInputs(self.data, self.index, (1.0,), "", 0)
+        self.proxies = proxy_stage(self.proxy, inputs, self.store, SerialPool())
+        self.model = model
+
+    def stage(self, scores: list[str], pool: Pool, store: Store, which: slice = slice(None), **spec: Any) -> Seal:
+        """Score with some of the proxies into a store."""
+        inputs = ScoreInputs(self.data, self.index, self.proxy, self.proxies[which], "", 0)
+        return score_stage(ScoreSpec.model_validate({"scores": scores, **spec}), inputs, store, pool)
+
+    def place(self, number: int) -> Store:
+        """Return another empty store with this case's index and proxies in it, hard-linked."""
+        target = self.folder / f"scored-{self.model}-{len(self.proxies)}-{number}-{time.monotonic_ns()}"
+        source = Path(self.store.uri.removeprefix("file://"))
+        for file in source.rglob("*"):
+            if file.is_file() and "/score-" not in str(file):
+                link = target / file.relative_to(source)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                os.link(file, link)
+        return Store(str(target))
+
+
+def bare_loop(case: Case, threads: int) -> float:
+    """Return rows a second of a torch loop over the same file: read, scale, forward, el2n."""
+    torch.set_num_threads(threads)
+    model = build_model(case.proxy.model, (1, SIDE, SIDE), CLASSES, 0)
+    model.load_state_dict(load_checkpoint(case.store, case.proxies[0], 1.0)["model"])
+    model.eval()
+    out = []
+    start = time.perf_counter()
+    file = pq.ParquetFile(Path(case.data.train))
+    for group in range(file.metadata.num_row_groups):
+        read = file.read_row_group(group)
+        x = read.column("features").combine_chunks().flatten().to_numpy().reshape(-1, 1, SIDE, SIDE)
+        y = torch.from_numpy(read.column("label").to_numpy())
+        with torch.no_grad():
+            for at in range(0, len(x), 256):
+                inputs = torch.from_numpy(x[at : at + 256]).float() / 255
+                probabilities = functional.softmax(model(inputs), 1)
+                hot = functional.one_hot(y[at : at + 256], CLASSES)
+                out.append((probabilities - hot).norm(dim=1))
+    scores = torch.cat(out)
+    return len(scores) / (time.perf_counter() - start)
+
+
+class Timed:
+    """Be a pool that notes when results come."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.times: list[tuple[float, int]] = []
+
+    def map(self, make_worker: Any, items: Any, *, label: str, resources: Any, done: int = 0) -> Any:
+        """Map as the pool does."""
+        for index, result in self.pool.map(make_worker, items, label=label, resources=resources, done=done):
+            self.times.append((time.perf_counter(), result.part.rows))
+            yield index, result
+
+
+def against_bare_loop(case: Case, repeats: int) -> Row:
+    """Return the line of the score stage under Ray, one worker a core, beside the bare loop with as many threads."""
+    cores = os.cpu_count() or 1
+    rates, starts, bare = [], [], []
+    for turn in range(repeats + 1):
+        bare.append(bare_loop(case, cores))
+        with RaySession("local", (), case.folder / f"ray-{turn}") as session:
+            pool = Timed(session.pool())
+            begin = time.perf_counter()
+            case.stage(["el2n"], pool, case.place(turn), slice(0, 1))
+        (first, skipped), (last, _) = pool.times[0], pool.times[-1]
+        rates.append((sum(rows for _, rows in pool.times) - skipped) / (last - first))
+        starts.append(first - begin)
+        print(f"  {case.model}: stage {rates[-1]:.0f} rows/s, bare {bare[-1]:.0f}", file=sys.stderr, flush=True)
+    rate, its = statistics.median(rates[1:]), statistics.median(bare[1:])
+    return Row(
+        f"score stage, {case.model}, {case.rows:.0e} rows", f"bare torch loop, {cores} threads", ">= 0.9x its throughput",
+        f"{rate:,.0f} rows/s", f"{its:,.0f} rows/s", f"{rate / its:.2f}x", rate >= 0.9 * its,
+        f"first part after {statistics.median(starts[1:]):.1f} s",
+    )
+
+
+def in_process(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each way, in turn, after one to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def all_scores(case: Case, repeats: int) -> Row:
+    """Return the line of all final-checkpoint scores together beside el2n alone."""
+    found = in_process(
+        {
+            "all": lambda: case.stage(FINAL, SerialPool(), case.place(0), slice(0, 1)),
+            "el2n": lambda: case.stage(["el2n"], SerialPool(), case.place(0), slice(0, 1)),
+        },
+        repeats,
+    )
+    ratio = found["all"] / found["el2n"]
+    return Row(f"all {len(FINAL)} final-checkpoint scores, {case.model}", "el2n alone", "<= 1.05x", f"{found['all']:.2f} s",
+               f"{found['el2n']:.2f} s", f"{ratio:.3f}x", ratio <= 1.05)  # fmt: skip
+
+
+def several_proxies(case: Case, repeats: int) -> Row:
+    """Return the line of all proxies in one stage beside a stage for each."""
+
+    def one_by_one() -> None:
+        for number in range(len(case.proxies)):
+            case.stage(["el2n"], SerialPool(), case.place(0), slice(number, number + 1))
+
+    together = lambda: case.stage(["el2n"], SerialPool(), case.place(0))
+    found = in_process({"together": together, "apart": one_by_one}, repeats)
+    ratio = found["together"] / found["apart"]
+    count, said, its = len(case.proxies), f"{found['together']:.2f} s", f"{found['apart']:.2f} s"
+    peer, note = f"{count} separate passes", "read and decoded once"
+    return Row(f"{count} proxies, {case.model}", peer, "< 1x", said, its, f"{ratio:.2f}x", ratio < 1, note)
+
+
+def measure(rows: int, repeats: int) -> list[Row]:
+    """Return the lines of the table."""
+    out = []
+    with tempfile.TemporaryDirectory() as folder:
+        for model in MODELS:
+            out.append(against_bare_loop(Case(Path(folder), rows, model, 1), repeats))
+        small = Path(folder) / "small"
+        for model in MODELS:
+            torch.set_num_threads(os.cpu_count() or 1)
+            case = Case(small, max(rows // 20, SHARD_ROWS), model, 5)
+            out += [all_scores(case, repeats), several_proxies(case, repeats)]
+    return out
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=10**6)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    print(table(measure(arguments.rows, arguments.repeats)))
+
+
+if __name__ == "__main__":
+    main()

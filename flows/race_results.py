@@ -1,0 +1,140 @@
+"""The results of a race: its arms as the report takes them, its record and its sentences, from sealed units alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from cluster.errors import CorruptError
+from cluster.record import Seal, Unit
+from cluster.storage import Store
+from flows.attempts import attempt_states
+from flows.plan import FULL, Plan, sealed
+from flows.race_plan import confirming, families
+from tasks.policy.answer import Costs
+from tasks.policy.halving import RANDOM
+from tasks.report.inputs import ArmResult
+from tasks.report.policy import RULE, keep_record, policy_sentence
+from tasks.report.wording import notes, percent
+from tasks.selection.spec import SelectionSpec
+
+# Points by which a sealed validation accuracy may differ from its own table of predictions.
+AGREEMENT = 1e-3
+
+
+def race_specs(plan: Plan) -> dict[tuple[str, float], SelectionSpec]:
+    """Return the selections that were tested by (arm, keep): random, and the winner where there is one."""
+    out = {}
+    for keep, family in families(plan.config).items():
+        out[RANDOM, keep] = SelectionSpec(protocol=RANDOM, keep=keep)
+        winner = plan.races[keep].winner
+        if winner is not None:
+            out[winner, keep] = family.candidates[winner]
+    return out
+
+
+def race_arms(plan: Plan, store: Store) -> list[ArmResult]:
+    """Return the arms of a decided race: random and the winner in the replicates that confirm.
+
+    At a keep without a winner only random, in the replicates of the race. Test results of candidates that were dropped are
+    read by nobody. Raises InputError where something is not complete.
+    """
+    policy = plan.config.policy
+    assert policy is not None
+    by_place = {(one.arm, one.keep, one.replicate): one for one in plan.trainings}
+    out = []
+    for (name, keep), spec in race_specs(plan).items():
+        fresh = plan.races[keep].winner is not None
+        numbers = confirming(policy) if fresh else range(policy.rungs[-1])
+        places = [by_place[name, keep, number] for number in numbers]
+        selections = [sealed(Unit(store, "select", place.selection or "")) for place in places]
+        trains = [sealed(Unit(store, "train", place.key)) for place in places]
+        alpha = selections[0].meta["alpha"]
+        out.append(ArmResult(name, spec.score, spec.protocol, keep, alpha, spec.gamma, selections, trains))
+        if name != RANDOM and plan.config.train.full:
+            whole = [sealed(Unit(store, "train", by_place[FULL, keep, number].key)) for number in numbers]
+            out.append(ArmResult(FULL, None, FULL, keep, None, None, None, whole))
+    return out
+
+
+def add_race(plan: Plan, store: Store, index: Seal, results: dict[str, Any]) -> None:
+    """Put `policy` into the results, and its sentences in the place of their headline. Raises CorruptError.
+
+    Holds the sealed validation accuracy of every training of the race against its table of predictions.
+    """
+    policy = plan.config.policy
+    assert policy is not None
+    check_validation(plan, store)
+    entries = []
+    for keep, family in families(plan.config).items():
+        settings = {name: _given(spec) for name, spec in family.candidates.items()}
+        costs = costs_at(plan, keep, int(index.meta["num_train"]))
+        entries.append(keep_record(keep, plan.races[keep], family.left_out, settings, costs, results["comparisons"]))
+    wall = wall_time(store, plan.run_name)
+    for entry in entries:
+        entry["sentence"] = policy_sentence(entry, wall["seconds"], len(entries))
+    results["policy"] = {
+        "rule": RULE, "family": [dict(line) for line in policy.family], "rungs": list(policy.rungs), "stay": policy.stay,
+        "confirm": policy.confirm, "keeps": entries, "wall": wall,
+    }  # fmt: skip
+    results["headline"] = " ".join(entry["sentence"] for entry in entries)
+    tested = {entry["keep"] for entry in entries if entry["confirmation"] is not None}
+    for row in results["keeps"]:
+        if row["keep"] not in tested:
+            row["sentence"] = f"At keep {percent(row['keep'])} no candidate was tested: random, in the replicates of the race."
+    results["notes"] = notes(results)
+
+
+def _given(spec: SelectionSpec) -> dict[str, Any]:
+    return {name: value for name, value in spec.effective().items() if value is not None and name != "keep"}
+
+
+def check_validation(plan: Plan, store: Store) -> None:
+    """Raise CorruptError where the race was judged by a validation accuracy that is not that of the predictions."""
+    from tasks.report.correctness import part_named
+    from tasks.tables import load_part
+
+    policy = plan.config.policy
+    assert policy is not None
+    for key in dict.fromkeys(one.key for one in plan.trainings if one.replicate < policy.rungs[-1]):
+        seal = sealed(Unit(store, "train", key))
+        part = part_named(seal, "validation.parquet")
+        table = load_part(store, part, ["label", "predicted"])
+        right = table.column("label").to_numpy() == table.column("predicted").to_numpy()
+        share, stated = 100.0 * float(right.mean()), float(seal.meta["validation_accuracy"])
+        if abs(share - stated) > AGREEMENT:
+            raise CorruptError(
+                f"training {key[:12]}: its seal states a validation accuracy of {stated:.4f} %, its predictions in "
+                f"{store.url(part.name)} give {share:.4f} %"
+            )
+
+
+def costs_at(plan: Plan, keep: float, num_train: int) -> Costs:
+    """Return what the answer at one keep cost."""
+    config = plan.config
+    policy = config.policy
+    assert policy is not None
+    scoring = scored = None
+    if config.proxy is not None:
+        # Of scores that read no proxy there are none.
+        scoring = len(plan.proxies) * config.proxy.steps_for(num_train)
+        scored = len(plan.proxies) * num_train
+    race = plan.races[keep]
+    steps = config.train.steps_for(round(keep * num_train))
+    confirmation = 0 if race.winner is None else 2 * policy.confirm * steps
+    return Costs(scoring, scored, len(race.trainings()) * steps, confirmation, config.train.steps_for(num_train), steps)
+
+
+def wall_time(store: Store, run: str) -> dict[str, Any]:
+    """Return how long the attempts at a run took together, in seconds; one that was killed counts to its last heartbeat."""
+    attempts = attempt_states(store, run)
+    now = datetime.now(UTC).isoformat()
+    seconds = 0.0
+    for one in attempts:
+        end = one.ended or (now if one.state == "running" else one.heartbeat) or one.started
+        try:
+            seconds += max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(one.started)).total_seconds())
+        except (ValueError, TypeError):
+            # An attempt whose record cannot be read is named by `status`; how long it took nobody knows.
+            continue
+    return {"seconds": round(seconds, 1), "attempts": len(attempts)}

@@ -1,0 +1,18 @@
+"""Protocol `rs2`: a fresh uniform draw of m every epoch, so that more distinct examples are seen at the same cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tasks.samplers.design import Budget, Design
+from tasks.samplers.uniform import design as uniform
+
+
+def design(budgets: Sequence[Budget]) -> Design:
+    """Return pi = m/n and weight 1 on all, in every epoch.
+
+    Okanovic et al. 2023, "Repeated random sampling for minimizing the time-to-accuracy of learning" (arXiv 2305.18424),
+    their RS2 with replacement: epochs are drawn independently, each without replacement. Unbiased in every epoch. After
+    E whole epochs n (1 - (1 - m/n)^E) distinct examples are expected to have been shown, where a fixed subset shows m.
+    """
+    return uniform(budgets)
