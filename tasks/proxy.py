@@ -28,7 +28,7 @@ VERSION = 1
 class ProxySpec(Spec):
     """Say which proxies are trained, and how. Exactly one of `steps` and `epochs` is given."""
 
-    model: Use = setting(..., identity=True, doc="Model: mlp, cnn, resnet18, or package.module:callable.")
+    model: Use = setting(..., identity=True, doc="Model: mlp, cnn, cnn1d, resnet18, or package.module:callable.")
     seeds: int = setting(3, identity=True, ge=1, doc="Number of proxies, each with its own initialisation and order.")
     steps: int | None = setting(None, identity=True, ge=1, doc="Optimiser steps of a proxy.")
     epochs: float | None = setting(None, identity=True, gt=0, doc="Passes over the train split, instead of steps.")

@@ -55,7 +55,7 @@ class SoftLabels(Spec):
 class TrainSpec(Spec):
     """Say how the final models are trained. Exactly one of `steps` and `epochs` is given."""
 
-    model: Use = setting(..., identity=True, doc="Model: mlp, cnn, resnet18, or package.module:callable.")
+    model: Use = setting(..., identity=True, doc="Model: mlp, cnn, cnn1d, resnet18, or package.module:callable.")
     batch_size: int = setting(128, identity=True, ge=1, doc="Examples of a step, over all workers.")
     steps: int | None = setting(None, identity=True, ge=1, doc="Optimiser steps, the same for every arm and keep.")
     epochs: float | None = setting(None, identity=True, gt=0, doc="Passes over the subset, instead of steps.")

@@ -89,7 +89,7 @@ def test_rows_taken_away_are_noticed(tmp_path: Path) -> None:
     write_parquet(path)
     dataset = index(tmp_path, DataSpec(source="parquet", train=str(path)))[1]
     write_parquet(path, rows=59)
-    with pytest.raises(ItemsError, match="fewer rows.*changed under the run"):
+    with pytest.raises(ItemsError, match=r"fewer rows.*changed under the run"):
         dataset.load(TRAIN)
     path.unlink()
     with pytest.raises((InputError, ItemsError), match=r"a\.parquet"):
