@@ -62,12 +62,14 @@ class Lineage:
 
         Without a plan these are all units of earlier stages: more than were read, never fewer.
         """
-        nodes = [(unit.stage, unit.key) for unit in self.units(store)]
         if self.plan is None:
+            nodes = [(unit.stage, unit.key) for unit in self.units(store)]
             return {
                 node: {other for other in nodes if STAGES.index(other[0]) < STAGES.index(node[0])} for node in nodes
             }
+        # Grown once: a rung that is sealed meanwhile would be in one plan and not in the other.
         plan = self.plan.grown(store)
+        nodes = [(unit.stage, unit.key) for unit in units_of(plan.own_keys(), store)]
         out: dict[Node, set[Node]] = {node: {("shard", plan.shard)} for node in nodes}
         out["shard", plan.shard] = set()
         if plan.score is not None:
