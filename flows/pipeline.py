@@ -116,6 +116,9 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
             begin()
         with clock.stage("shard"):
             index = shard(run.data, place, pool, plan.source_code, accept)
+        if not states["shard"].left and not is_recorded(plan, place, ask=True):
+            # Of an index that was sealed nothing was asked.
+            check_fit(run, dict(index.meta))
         warn_of_limit(index)
         tell_left_out("bad rows of the data", index)
         own = None
@@ -123,7 +126,6 @@ def prune(config: dict[str, Any], store: str, ray: str = "local", name: str = "s
             # The user's own scores are checked before the run is recorded: they may be wrong input.
             own = merge(merge_inputs(plan, index, None), place, pool)
             check_columns(run, own)
-        # Of a sealed index nothing was asked.
         begin()
 
         with clock.stage("proxy"):

@@ -59,3 +59,9 @@ def test_killed_in_the_first_stage_a_run_reads_lost_and_resumes_to_one_document(
     assert json.loads(out)["run"] == run
     case.assert_told_on_standard_error(error)
     assert [attempt.state for attempt in attempt_states(store, run)] == ["lost", "done"]
+
+    # Over a sealed index too, a model that does not fit is wrong input, and records nothing.
+    wrong = start(tmp_path, "run", str(config), "--set", "train.model=cnn", variables=server_environment)
+    out, error = wrong.communicate(timeout=200)
+    assert wrong.returncode == 2 and out == "" and "needs images" in error.splitlines()[-1], error
+    assert list_runs(store) == [run]
