@@ -26,7 +26,9 @@ SMALL = (
 )  # fmt: skip
 
 # Where nothing depends on their number: each worker costs its start, 3 s of processor time.
-ONE_WORKER = tuple(f"{part}.resources.workers=1" for part in ("data", "proxy", "score", "select", "train"))
+ONE_WORKER = tuple(f"{part}.resources.workers=1" for part in ("data", "proxy", "score", "select", "shift", "train"))
+# Its proxy takes minutes.
+LONG = (*SETTINGS, *ONE_WORKER, "data.shard_rows=2000", "proxy.seeds=1", "proxy.epochs=2000")
 
 
 def _default_signals() -> None:

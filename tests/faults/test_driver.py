@@ -30,8 +30,6 @@ STOPS = {
     "report": "runs/*/report/*",
 }
 SETTINGS = (*case.SMALL, *case.ONE_WORKER)
-# Its proxy takes minutes.
-LONG = (*case.SETTINGS, *case.ONE_WORKER, "data.shard_rows=2000", "proxy.seeds=1", "proxy.epochs=2000")
 
 
 def config() -> RunConfig:
@@ -83,7 +81,7 @@ def test_killed_in_every_stage_ends_as_if_undisturbed(
 )
 def test_interrupted_ends_within_ten_seconds(tmp_path: Path, number: signal.Signals, group: bool) -> None:
     store = tmp_path / "store"
-    process = case.start(store, settings=LONG)
+    process = case.start(store, settings=case.LONG)
     case.wait_for(process, lambda: case.exists(store, STOPS["proxy"]))
     processes = case.family(process)
     if group:
@@ -98,20 +96,3 @@ def test_interrupted_ends_within_ten_seconds(tmp_path: Path, number: signal.Sign
     case.assert_gone(processes)
     attempts = list(store.glob("runs/*/attempts/*.end.json"))
     assert len(attempts) == 1 and b'"interrupted"' in attempts[0].read_bytes()
-
-
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("daemon", ["raylet", "gcs_server"])
-def test_a_daemon_of_ray_that_dies_is_named_with_the_way_to_go_on(tmp_path: Path, daemon: str) -> None:
-    store = tmp_path / "store"
-    # Ray itself would wait a minute for its head to come back before it ends the driver.
-    waits = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
-    process = case.start(store, settings=LONG, variables=waits)
-    case.wait_for(process, lambda: case.exists(store, STOPS["proxy"]))
-    processes = case.family(process)
-    next(child for child in processes if case.is_program(child, daemon)).kill()
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert f"Ray's {daemon} died" in error, error
-    assert "go on with: secateur resume quickstart-" in error
-    case.assert_gone(processes)
