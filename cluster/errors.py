@@ -38,3 +38,7 @@ class StoreRefusedError(StoreError):
 
 class CorruptError(StoreError):
     """Signal that a stored object is not what its seal, key or footer says it is."""
+
+
+class LoosePartError(CorruptError):
+    """Signal that a part of a stage that is not sealed yet is damaged: no seal says what it should be, so none can heal it."""

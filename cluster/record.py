@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, overload
 
-from cluster.errors import CorruptError, InputError
+from cluster.errors import CorruptError, InputError, LoosePartError
 from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
 from cluster.storage import Store
 
@@ -209,13 +209,22 @@ class Unit:
         return seal
 
     def find_part(self, name: str, check: Callable[[bytes], int]) -> Part | None:
-        """Return the published part `name` after `check(bytes) -> rows` accepted it, or None where it is not there."""
+        """Return the published part `name` after `check(bytes) -> rows` accepted it, or None where it is not there.
+
+        For units that are not sealed yet. Raises LoosePartError where it is damaged.
+        """
         full = self.part_name(name)
         try:
             data = self.store.read(full)
         except FileNotFoundError:
             return None
-        return Part(full, check(data), len(data), sha256(data))
+        try:
+            rows = check(data)
+        except CorruptError as error:
+            raise LoosePartError(
+                f"{error}; its stage is not sealed yet: remove {self.store.url(full)}, and it is computed again"
+            ) from error
+        return Part(full, rows, len(data), sha256(data))
 
     def publish_part(self, name: str, data: bytes, check: Callable[[bytes], int]) -> Part:
         """Publish a part create-only and return its record; where another writer was first, check and adopt theirs.

@@ -144,7 +144,7 @@ class PartCheck:
         other = [name for name, value in self.facts.items() if footer.get(name) != value]
         if other:
             raise CorruptError(
-                f"part {where} is of another shard or of other data ({', '.join(other)} in its footer): remove it, and run again"
+                f"part {where} is of another shard or of other data ({', '.join(other)} in its footer)"
             )
         left = self._left(footer.get(FACT), where)
         ids = self.ids

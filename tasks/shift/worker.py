@@ -33,6 +33,8 @@ from tasks.tables import load_part
 
 F64 = npt.NDArray[np.float64]
 Rows = tuple[I64, I64, npt.NDArray[Any]]
+# Arrays of a few rows are mostly their headers, and the bytes of the message they came in.
+_JOINED = 256
 Numbers = Callable[[Examples, I64, Shard], npt.NDArray[Any]]
 
 POINTS = 300
@@ -115,15 +117,27 @@ def _features_seal(spec: ShiftSpec, inputs: ShiftInputs, store: Store, pool: Poo
         return seal
     shards = Dataset(inputs.data, inputs.index, store).shards("train")
     read = pool.map(partial(_Sampler, spec, inputs, store), shards, label="shift: sample", resources=spec.resources)
-    found: list[Rows] = [rows for _, rows in read if rows is not None]
-    ids = np.concatenate([rows[0] for rows in found])
+    found: list[Rows] = []
+    for _, rows in read:
+        if rows is not None:
+            found.append(rows)
+        if len(found) >= _JOINED:
+            found = [_joined(found)]
+    ids, labels, x = _joined(found)
     order = np.argsort(ids)
-    sample = ids[order], np.concatenate([rows[1] for rows in found])[order], np.concatenate([rows[2] for rows in found])[order]
+    sample = ids[order], labels[order], x[order]
     make = partial(FunctionWorker, partial(_fit, unit, spec))
     [(_, (parts, facts))] = pool.map(make, [_Sample(sample)], label="shift: features", resources=spec.resources)
     # What a proxy makes of an example is as wide as its last layer is, and is looked at whole but for a very wide one.
     width = math.prod(inputs.index.meta["shape"]) if spec.features == INPUTS else facts["values"]
     return unit.publish_seal(parts, {**facts, "features": spec.features, "of_values": width})
+
+
+def _joined(found: Sequence[Rows]) -> Rows:
+    return (
+        np.concatenate([rows[0] for rows in found]), np.concatenate([rows[1] for rows in found]),
+        np.concatenate([rows[2] for rows in found]),
+    )  # fmt: skip
 
 
 def _one_thread() -> AbstractContextManager[None]:
