@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from data_case import TEST, TRAIN, UNUSED, VALIDATION, index, own_cache, write_p
 from cluster.errors import CorruptError, InputError, ItemsError
 from tasks.dataset import Dataset
 from tasks.sources import DataSpec
+from tasks.sources.contents import content_digest
+from tasks.sources.protocol import BadRow, RawExamples
 
 __all__ = ["own_cache"]
 
@@ -82,6 +85,22 @@ def test_changed_features_are_noticed_under_the_same_ids_and_labels(tmp_path: Pa
         dataset.load(TRAIN)
     path.write_bytes(before)
     assert len(dataset.load(TRAIN)) == dataset.num_train
+
+
+def test_content_is_that_of_good_rows_with_shape_and_type() -> None:
+    def content(x: Any, bad: list[int] | None = None) -> str:
+        rows = [BadRow(row, "undecodable", "broken") for row in bad or []]
+        return content_digest(RawExamples(np.arange(len(x)), x, np.arange(len(x)), rows))
+
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    other = x.copy()
+    other[1] = np.nan
+    assert content(x, [1]) == content(other, [1]) != content(x)
+    assert content(x) == content(np.asfortranarray(x)) == content(np.repeat(x, 2, axis=0)[::2])
+    assert len({content(x), content(x.reshape(3, 2, 2)), content(x.astype(np.float64)), content(x.view(np.int32))}) == 4
+    assert (x == np.arange(12).reshape(3, 4)).all(), "what was read is left as it was"
+    # A source's filler for rows that could not be read may be of any type.
+    assert content(np.full((2, 1), None), [0, 1]) != content(np.full((2, 2), None), [0, 1])
 
 
 def test_rows_taken_away_are_noticed(tmp_path: Path) -> None:
