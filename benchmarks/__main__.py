@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import grand, scoring, selection, startup, tiny_parts, training
+from benchmarks import grand, merging, scoring, selection, startup, tiny_parts, training
 from benchmarks.contest import REPEATS, Row, commit, table, versions
 
 
@@ -28,9 +28,11 @@ def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
         return tiny_parts.rows_of(found, tiny_parts.task_runner(shards), shards)
 
     def select() -> list[Row]:
-        out = selection.rows_of(selection.measure(rows, "ascending", repeats, True), rows, "ascending")
+        first = selection.measure(rows, "ascending", repeats, True)
+        out = selection.rows_of(first, rows, "ascending")
         for case, size in (("ascending", 3 * rows), ("eight values", rows), ("shuffled", rows)):
-            out += selection.rows_of(selection.measure(size, case, 1 if quick else 3, False), size, case)
+            found = selection.measure(size, case, 1 if quick else 3, False)
+            out += selection.rows_of(found, size, case, first["secateur"])
         return out
 
     return {
@@ -40,13 +42,14 @@ def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
         "scoring": lambda: scoring.measure(10**5 if quick else 10**6, repeats),
         "tiny_parts": tiny,
         "selection": select,
+        "merging": lambda: merging.rows_of(merging.measure(rows, 2 if quick else 3), rows),
     }
 
 
 def main() -> None:
     """Run the comparisons asked for, print their table and write it with the commit and the versions."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="grand, startup, training, scoring, tiny_parts, selection; all by default")
+    parser.add_argument("names", nargs="*", help="grand, startup, training, scoring, tiny_parts, selection, merging; default all")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", default=str(Path(__file__).with_name("RESULTS.md")))
     arguments = parser.parse_args()

@@ -7,6 +7,7 @@ and its last part, start-up reported beside it.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import statistics
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
 from benchmarks.contest import Row, table
@@ -190,6 +192,29 @@ def several_proxies(case: Case, repeats: int) -> Row:
     return Row(f"{count} proxies, {case.model}", peer, "< 1x", said, its, f"{ratio:.2f}x", ratio < 1, note)
 
 
+def stacked(case: Case, repeats: int) -> Row:
+    """Return the line of the forward passes of all proxies as one stack (torch.func) beside one after the other."""
+    models = []
+    for seal in case.proxies:
+        model = build_model(case.proxy.model, (1, SIDE, SIDE), CLASSES, 0).eval()
+        model.load_state_dict(load_checkpoint(case.store, seal, 1.0)["model"])
+        models.append(model)
+    parameters, buffers = stack_module_state(models)  # type: ignore[arg-type]
+    empty = copy.deepcopy(models[0]).to("meta")
+    x = torch.rand(256, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    one = vmap(lambda weights, held: functional_call(empty, (weights, held), (x,)))
+    ways = {"stacked": lambda: one(parameters, buffers), "apart": lambda: torch.stack([model(x) for model in models])}
+    with torch.no_grad():
+        same = torch.equal(ways["stacked"](), ways["apart"]())
+        found = in_process({name: lambda way=way: [way() for _ in range(20)] for name, way in ways.items()}, repeats)
+    ratio, count = found["stacked"] / found["apart"], len(models)
+    return Row(
+        f"{count} proxies as one stack, {case.model}, passes of 256 rows", f"{count} forward passes", "-",
+        f"{found['stacked'] * 50:.2f} ms", f"{found['apart'] * 50:.2f} ms", f"{ratio:.2f}x", None,
+        f"{'equal' if same else 'other'} bits; not used by the stage",
+    )
+
+
 def measure(rows: int, repeats: int) -> list[Row]:
     """Return the lines of the table."""
     out = []
@@ -200,7 +225,7 @@ def measure(rows: int, repeats: int) -> list[Row]:
         for model in MODELS:
             torch.set_num_threads(os.cpu_count() or 1)
             case = Case(small, max(rows // 20, SHARD_ROWS), model, 5)
-            out += [all_scores(case, repeats), several_proxies(case, repeats)]
+            out += [all_scores(case, repeats), several_proxies(case, repeats), stacked(case, repeats)]
     return out
 
 

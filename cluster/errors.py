@@ -27,6 +27,10 @@ class StoreError(SecateurError):
     """Signal that the object store refused, or could not do, what was asked."""
 
 
+class StoreOutageError(StoreError):
+    """Signal that the store failed for all the time an operation is tried: that was the wait, and nobody waits again."""
+
+
 class StoreRefusedError(StoreError):
     """Signal that the store refuses and would refuse again: credentials, rights, bucket or endpoint are wrong.
 
@@ -41,4 +45,15 @@ class CorruptError(StoreError):
 
 
 class LoosePartError(CorruptError):
-    """Signal that a part of a stage that is not sealed yet is damaged: no seal says what it should be, so none can heal it."""
+    """Signal that a part of a stage that is not sealed yet is damaged: no seal says what it should be, so it goes."""
+
+
+def outage_of(error: BaseException | None) -> StoreOutageError | None:
+    """Return the outage of the store that `error` is or was made from, else None."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, StoreOutageError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None

@@ -15,14 +15,19 @@ from typing import Any
 import ray
 
 from cluster.code import add_code_dirs
+from cluster.errors import outage_of
 
 Outcome = tuple[bool, Any]
 """(True, the result) or (False, the exception, with the worker's traceback as its note)."""
 
 
 def portable(error: Exception, where: str) -> Exception:
-    """Return `error` as it can be sent: itself, its traceback as a note, or a RuntimeError that tells of it."""
+    """Return `error` as it can be sent: itself, its traceback as a note, or a RuntimeError that tells of it.
+
+    Sent alone, without what it was made from: where that is an outage of the store, the outage.
+    """
     text = "".join(traceback.format_exception(error))
+    error = outage_of(error) or error
     error.add_note(f"{where}:\n{text}")
     try:
         pickle.loads(pickle.dumps(error))

@@ -153,10 +153,11 @@ class Lease:
     def _beat(self, body: dict[str, Any]) -> None:
         self.store.replace(self.name.replace(".json", ".beat.json"), canonical_json(body, "lease"))
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         self._stop.set()
         # A thread that hangs in a store that does not answer must not hold up an end; it is a daemon.
         self._thread.join(timeout=5.0)
+        self.store = self.store.after(error)
         with contextlib.suppress(OSError, StoreError):
             if self.store.exists(self.name):
                 self._beat({"ended": True, "time": _now()})

@@ -17,7 +17,8 @@ from ray import exceptions as ray_errors
 
 from cluster.capacity import check_fits, describe, slots_at_most
 from cluster.errors import ItemsError, SecateurError, StageError
-from cluster.host import Outcome, dump, new_host
+from cluster.host import dump, new_host
+from cluster.outcomes import failed, outcomes, shown, unmade
 from cluster.shape import Shape, check_shape
 
 # One item is computed while the next is loaded; a host works on no more. Where items are so short that the way there and
@@ -29,14 +30,6 @@ TICK_SECONDS = 0.5
 GROW_SECONDS = 5.0
 # How long a cluster that lost every node a worker fits on may take to get one back.
 WAIT_SECONDS = 120.0
-_DEATHS = (
-    ray_errors.RayActorError,
-    ray_errors.ObjectLostError,
-    ray_errors.NodeDiedError,
-    ray_errors.WorkerCrashedError,
-    ray_errors.OutOfMemoryError,
-    ray_errors.LocalRayletDiedError,
-)
 
 _log = logging.getLogger("secateur.ray")
 _turns = itertools.count(1)
@@ -54,30 +47,6 @@ class _Actor:
     # Works on an item whose worker may have died of it: alone, so that it cannot take another item with it again.
     alone: bool = False
     working: set[Any] = field(default_factory=set)
-
-
-def _outcomes(done: Sequence[Any]) -> list[Outcome | Exception]:
-    """Return what each finished call returned, or the error that says its worker, node or result is lost."""
-    try:
-        return list(ray.get(list(done)))
-    except _DEATHS as error:
-        if len(done) == 1:
-            return [error]
-    except ray_errors.RayTaskError as error:
-        # Not the work itself, whose errors are results: Ray could not carry the item or the result.
-        if len(done) == 1:
-            return [(False, error.cause if isinstance(error.cause, Exception) else error)]
-    return [outcome for ref in done for outcome in _outcomes([ref])]
-
-
-def _name(item: Any) -> str:
-    text = str(item)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _final(*errors: Exception) -> type[StageError]:
-    """Return ItemsError, which no one retries; StageError where nothing but input and output failed, which may pass."""
-    return StageError if all(isinstance(error, OSError) for error in errors) else ItemsError
 
 
 class RayPool:
@@ -242,7 +211,8 @@ class _Map:
                     if self.pool.progress is not None:
                         self.pool.progress(self.label, self.done + self.succeeded, self.done + len(self.items))
                     yield index, value
-            self.raise_failures()
+            if self.failures:
+                raise failed(self.label, self.items, self.failures, self.deaths) from self.failures[min(self.failures)]
             finished = True
         finally:
             self.close(finished)
@@ -327,7 +297,7 @@ class _Map:
         if not first:
             return
         done = ray.wait(list(owners), num_returns=len(owners), timeout=0)[0]
-        for ref, outcome in zip(done, _outcomes(done), strict=True):
+        for ref, outcome in zip(done, outcomes(done), strict=True):
             actor = owners[ref]
             if isinstance(outcome, Exception):
                 self.lost(actor, ref, outcome)
@@ -345,8 +315,7 @@ class _Map:
             elif isinstance(value, SecateurError):
                 raise value
             elif index is None:
-                message = f"{self.label}: the worker cannot be made ({type(value).__name__}: {value})"
-                raise _final(value)(f"{message}. Mend the cause and run again") from value
+                raise unmade(self.label, value) from value
             else:
                 self.failures[index] = value
 
@@ -367,7 +336,7 @@ class _Map:
             if self.failed_starts > (self.retries + 1) * self.widest:
                 raise ItemsError(
                     f"{self.label}: workers died {self.failed_starts} times in a row before their first item "
-                    f"({_name(error)}). Mend the cause and run again"
+                    f"({shown(error)}). Mend the cause and run again"
                 ) from error
         else:
             self.suspects.add(index)
@@ -378,22 +347,3 @@ class _Map:
                 self.waiting.append(index)
         if not actor.flight:
             self.actors.remove(actor)
-
-    def raise_failures(self) -> None:
-        if not self.failures:
-            return
-        causes = "; ".join(
-            f"{_name(self.items[index])}: "
-            + (
-                f"its worker died {self.deaths[index]} times"
-                if isinstance(error, _DEATHS)
-                else f"{type(error).__name__}: {error}"
-            )
-            for index, error in sorted(self.failures.items())[:5]
-        )
-        counts = f"{len(self.failures)} of {len(self.items)}"
-        kind = _final(*self.failures.values())
-        raise kind(
-            f"{self.label}: {counts} items failed ({causes}); the others are committed. "
-            "Mend the cause and run again"
-        ) from self.failures[min(self.failures)]

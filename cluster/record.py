@@ -15,6 +15,7 @@ from typing import Any, overload
 
 from cluster.errors import CorruptError, InputError, LoosePartError
 from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
+from cluster.self_digest import examined
 from cluster.storage import Store
 
 
@@ -209,39 +210,42 @@ class Unit:
         return seal
 
     def find_part(self, name: str, check: Callable[[bytes], int]) -> Part | None:
-        """Return the published part `name` after `check(bytes) -> rows` accepted it, or None where it is not there.
+        """Return the published part `name` where its own digest and `check(bytes) -> rows` accept it, None where it is not there.
 
         For units that are not sealed yet. Raises LoosePartError where it is damaged.
         """
-        full = self.part_name(name)
+        found = self.adopt(self.part_name(name), check)
+        return found[0] if found is not None else None
+
+    def adopt(self, full: str, check: Callable[[bytes], int]) -> tuple[Part, bytes] | None:
+        """Return the record and the bytes of an object of this unit by its name in the store, as `find_part` does."""
         try:
             data = self.store.read(full)
+            return Part(full, *_accepted(data, self.store.url(full), check)), data
         except FileNotFoundError:
             return None
-        try:
-            rows = check(data)
-        except CorruptError as error:
+        except (CorruptError, IsADirectoryError) as error:
+            what = error if isinstance(error, CorruptError) else f"part {self.store.url(full)} is a folder"
             raise LoosePartError(
-                f"{error}; its stage is not sealed yet: remove {self.store.url(full)}, and it is computed again"
+                f"{what}; its stage is not sealed yet: remove {self.store.url(full)}, and it is computed again"
             ) from error
-        return Part(full, rows, len(data), sha256(data))
 
     def publish_part(self, name: str, data: bytes, check: Callable[[bytes], int]) -> Part:
         """Publish a part create-only and return its record; where another writer was first, check and adopt theirs.
 
-        `check(bytes) -> rows` raises CorruptError unless the bytes are a whole part of this unit; it runs before the
-        write too, so that nothing unreadable is ever published.
+        The bytes hold their own digest (cluster.self_digest). `check(bytes) -> rows` raises CorruptError unless they are a
+        whole part of this unit. Both are held against them before the write too: nothing that no one can read is published.
         """
-        rows = check(data)
         full = self.part_name(name)
-        if self.store.create(full, data):
-            return Part(full, rows, len(data), sha256(data))
-        winner = self.find_part(name, check)
         where = self.store.url(full)
+        part = Part(full, *_accepted(data, where, check))
+        if self.store.create(full, data):
+            return part
+        winner = self.find_part(name, check)
         if winner is None:
             raise CorruptError(f"part {where} was there and is gone: something else removes from this store")
-        if winner.rows != rows:
-            raise CorruptError(f"part {where} has {winner.rows} rows, this writer has {rows}, under one key")
+        if winner.rows != part.rows:
+            raise CorruptError(f"part {where} has {winner.rows} rows, this writer has {part.rows}, under one key")
         return winner
 
     def publish_seal(self, parts: Sequence[Part], meta: Mapping[str, Any] | None = None) -> Seal:
@@ -254,6 +258,15 @@ class Unit:
         if winner is None:
             raise CorruptError(f"seal of {self.folder} was there and is gone: something else removes from this store")
         return winner
+
+
+def _accepted(data: bytes, where: str, check: Callable[[bytes], int]) -> tuple[int, int, str]:
+    """Return rows, size and sha256 of a whole part. Raises CorruptError."""
+    unchanged, digest = examined(data)
+    # Nothing decodes bytes that are not as they were written.
+    if not unchanged:
+        raise CorruptError(f"part {where} does not match the digest it holds: it was cut short or changed after publishing")
+    return check(data), len(data), digest
 
 
 def read_part(store: Store, part: Part) -> bytes:

@@ -10,6 +10,8 @@ import time
 BUDGET_S = 120.0
 # An endpoint that never answered this process is more likely a wrong one, and somebody waits for the message.
 FIRST_CONTACT_S = 15.0
+# After an outage that lasted a whole budget: what is left is to say how it ended.
+LAST_WORDS_S = 5.0
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 8.0
 # Single failures are everyday; a store that fails for longer is worth a line.

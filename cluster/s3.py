@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -41,15 +42,17 @@ class S3Objects:
     """Keep objects below s3://BUCKET/PREFIX. Endpoint from AWS_ENDPOINT_URL, credentials from boto's chain.
 
     Wrong credentials, rights, bucket or endpoint are StoreRefusedError. Where not `needs_bucket`, as for users' data, nothing
-    is in a bucket that is not there.
+    is in a bucket that is not there. An operation is tried for the whole budget of `cluster.retrying`, or `patience_s`.
     """
 
-    def __init__(self, uri: str, needs_bucket: bool = True) -> None:
+    def __init__(self, uri: str, needs_bucket: bool = True, patience_s: float = math.inf) -> None:
         from cluster.s3_files import PatientFileSystem
 
         self.root = uri.removeprefix("s3://").rstrip("/")
         self.bucket, _, self.prefix = self.root.partition("/")
-        self.fs: Any = PatientFileSystem(needs_bucket=needs_bucket, endpoint_url=endpoint(), skip_instance_cache=True)
+        self.fs: Any = PatientFileSystem(
+            needs_bucket=needs_bucket, patience_s=patience_s, endpoint_url=endpoint(), skip_instance_cache=True
+        )
         # False once the server said that it does not know conditional PUT.
         self.conditional = True
 

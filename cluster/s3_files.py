@@ -6,6 +6,7 @@ Imports s3fs: only for those that talk to S3.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import uuid
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import s3fs
 from fsspec.asyn import sync_wrapper
 
 from cluster import retrying
-from cluster.errors import StoreError, StoreRefusedError
+from cluster.errors import StoreError, StoreOutageError, StoreRefusedError
 from cluster.s3_errors import (
     NO_S3,
     ShortReadError,
@@ -73,13 +74,14 @@ class PatientFileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
     """Be s3fs with one request, one try below it, and our tries around it.
 
     A create-only PUT that meets its own first write, whose reply was lost, succeeds. What a later try cannot mend is
-    StoreRefusedError, an object that is not there FileNotFoundError; so is, where not `needs_bucket`, a missing bucket.
+    StoreRefusedError, an object that is not there FileNotFoundError; so is, where not `needs_bucket`, a missing bucket. What
+    was tried for all its time, `patience_s` at most, is StoreOutageError.
     """
 
     # Of s3fs: its tries, and those of boto below, would multiply with ours.
     retries = 1
 
-    def __init__(self, needs_bucket: bool = True, **options: Any) -> None:
+    def __init__(self, needs_bucket: bool = True, patience_s: float = math.inf, **options: Any) -> None:
         super().__init__(
             anon=False,
             use_listings_cache=False,
@@ -87,12 +89,12 @@ class PatientFileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
             max_concurrency=1,
             config_kwargs={
                 "retries": {"total_max_attempts": 1, "mode": "standard"},
-                "connect_timeout": CONNECT_TIMEOUT_S,
-                "read_timeout": READ_TIMEOUT_S,
+                "connect_timeout": min(CONNECT_TIMEOUT_S, patience_s),
+                "read_timeout": min(READ_TIMEOUT_S, patience_s),
             },
             **options,
         )
-        self.needs_bucket = needs_bucket
+        self.needs_bucket, self.patience_s = needs_bucket, patience_s
 
     async def _call_s3(self, method: str, *more: Any, **arguments: Any) -> Any:
         what = f"{_words(method)} of {arguments.get('Bucket', '')}/{arguments.get('Key', arguments.get('Prefix', ''))}"
@@ -125,7 +127,7 @@ class PatientFileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
                         "AWS_ENDPOINT_URL, for AWS itself AWS_DEFAULT_REGION, or mend this machine's DNS"
                     ) from error
                 if delay is None:
-                    raise StoreError(
+                    raise StoreOutageError(
                         f"{what}: still failing after {patience.tries} tries in {patience.elapsed:.0f} s "
                         f"({code_of(error)}); check that the store at {self.place} runs and can be reached, then run again"
                     ) from error
@@ -147,10 +149,10 @@ class PatientFileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
         if method == "abort_multipart_upload":
             return ABORT_S
         if self._answers(error):
-            return retrying.BUDGET_S
+            return min(retrying.BUDGET_S, self.patience_s)
         unknown = unknown_host(error)
         # A name that does not exist is a wrong one; where the DNS gives no answer, it may soon.
-        return 0.0 if unknown and unknown[1] else min(retrying.BUDGET_S, retrying.FIRST_CONTACT_S)
+        return 0.0 if unknown and unknown[1] else min(retrying.BUDGET_S, retrying.FIRST_CONTACT_S, self.patience_s)
 
     def _answers(self, error: Exception) -> bool:
         """Return whether the endpoint has answered this process, with this very error perhaps."""

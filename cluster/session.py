@@ -21,7 +21,8 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from cluster.code import PROJECT_ROOT, check_code_dirs, stage_code
-from cluster.errors import InputError
+from cluster.control_characters import show_controls
+from cluster.errors import InputError, StageError
 from cluster.scratch import PREFIX, claim, sweep
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 PROBE_SECONDS = 5.0
 # Results are published from inside the workers; what passes through Ray's object store is small.
 OBJECT_STORE_BYTES = 512 * 2**20
+# Ray's own waits for its head and for its node are 30 s, which a machine under load has used up.
+START_SECONDS = 60
 # Ray makes sockets below its folder, and a socket's path ends at 107 bytes; its own part takes 72.
 LONGEST_FOLDER = 30
 
@@ -41,7 +44,7 @@ _farewell = "what is committed stays; run the same command again to go on"
 def set_farewell(text: str) -> None:
     """Have `text` said on standard error, in place of a general hint, should this process end without its clean-up."""
     global _farewell
-    _farewell = text
+    _farewell = show_controls(text)
 
 
 def prepare_environment() -> None:
@@ -63,6 +66,8 @@ def prepare_local() -> None:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # Records of every call for a dashboard that is off: 1.5 to 2.4 KB a call in the driver, 0.1 without.
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+    for wait in ("RAY_gcs_server_port_wait_time_s", "RAY_raylet_start_wait_time_s"):
+        os.environ.setdefault(wait, str(START_SECONDS))
     from ray import _raylet
     from ray._private import ray_constants
 
@@ -270,17 +275,27 @@ class RaySession:
                 [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
             )
         self.owns_connection = True
-        ray.init(
-            address="local",
-            num_cpus=self.num_cpus,
-            num_gpus=self.num_gpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            runtime_env={"env_vars": environment},
-            _temp_dir=str(self._folder),
-            _node_ip_address="127.0.0.1",
-            **self._options(),
-        )
+        # A daemon that is lost now may end this process at once.
+        self._tell_guard({"farewell": f"Ray was starting; {_farewell}", "daemons": {}})
+        try:
+            ray.init(
+                address="local",
+                num_cpus=self.num_cpus,
+                num_gpus=self.num_gpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                runtime_env={"env_vars": environment},
+                _temp_dir=str(self._folder),
+                _node_ip_address="127.0.0.1",
+                **self._options(),
+            )
+        except Exception as error:
+            # Of any class, a bare Exception where the node is late. What it left is ended by the guard.
+            said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
+            raise StageError(
+                f"Ray did not start on this machine ({type(error).__name__}: {said}); see that it has free memory, room in "
+                f"{self._folder.parent} and less other work, or join a cluster with --ray ADDRESS"
+            ) from error
         node: Any = ray._private.worker._global_node
         daemons = {name: infos[0].process.pid for name, infos in node.all_processes.items() if name in ("gcs_server", "raylet")}
         self._tell_guard({"farewell": _farewell, "daemons": daemons})

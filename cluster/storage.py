@@ -6,7 +6,9 @@ import contextlib
 import errno
 import functools
 import io
+import itertools
 import logging
+import math
 import os
 import re
 import tempfile
@@ -16,7 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-from cluster.errors import InputError, StoreError
+from cluster import retrying
+from cluster.errors import InputError, StoreError, StoreRefusedError, outage_of
 from cluster.guarantees import LARGE, SMALL, Guarantees, probe
 from cluster.s3 import S3Objects, endpoint, trust_endpoint
 
@@ -60,17 +63,22 @@ def _naming(place: Path) -> Iterator[None]:
 
 
 class FileObjects:
-    """Keep objects as files: published by link, so that a name appears once, whole, or not at all."""
+    """Keep objects as files: published by link, so that a name appears once, whole, or not at all.
 
-    def __init__(self, root: Path) -> None:
+    The root is made by the first object, and not again: once it was `begun`, a root that is gone is StoreRefusedError.
+    """
+
+    def __init__(self, root: Path, begun: bool = False) -> None:
         self.root = root
+        # Probes do not begin it: they take the root away again while it is empty.
+        self.begun = begun
 
     def _scratch(self, data: bytes) -> Path:
         path = self.root / "tmp" / uuid.uuid4().hex
         # Another process may take an empty tmp folder away (`tidy`) between the two steps.
         for last in (False, False, True):
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                self._make_folder(path.parent)
                 file = path.open("xb")
                 break
             except FileNotFoundError:
@@ -88,9 +96,14 @@ class FileObjects:
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder of the store so that it outlives a power cut: each new one is written to the one above it."""
-        missing = [place for place in (folder, *folder.parents) if not place.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        missing = list(itertools.takewhile(lambda place: not place.is_dir(), (folder, *folder.parents)))
+        if self.begun and self.root in missing:
+            raise StoreRefusedError(
+                f"the store {self.root} is gone: it was there when this run began, and is not made anew; put it back"
+            )
+        # One by one, the highest first: Python's own way to make them all calls itself for each.
         for place in reversed(missing):
+            place.mkdir(exist_ok=True)
             self._sync_folder(place.parent)
 
     @staticmethod
@@ -103,10 +116,15 @@ class FileObjects:
 
     def create(self, name: str, data: bytes) -> bool:
         final = self.root / name
-        if final.exists():
-            return False
-        with _naming(self.root):
-            return self._create(final, data)
+        created = False
+        if not final.exists():
+            with _naming(self.root):
+                created = self._create(final, data)
+        self._begin(name)
+        return created
+
+    def _begin(self, name: str) -> None:
+        self.begun = self.begun or not name.startswith("tmp/")
 
     def _create(self, final: Path, data: bytes) -> bool:
         scratch = self._scratch(data)
@@ -130,6 +148,7 @@ class FileObjects:
     def replace(self, name: str, data: bytes) -> None:
         with _naming(self.root):
             self._replace(self.root / name, data)
+        self._begin(name)
 
     def _replace(self, final: Path, data: bytes) -> None:
         scratch = self._scratch(data)
@@ -171,15 +190,18 @@ class FileObjects:
 
 
 class Store:
-    """Hold the root URI of all state. Pickles as the URI alone: credentials come from each machine's environment."""
+    """Hold the root URI of all state, and pickle as that: credentials come from each machine's environment.
 
-    def __init__(self, uri: str) -> None:
+    An operation on S3 is tried for the whole budget of `cluster.retrying`, or for `patience_s` where that is less.
+    """
+
+    def __init__(self, uri: str, patience_s: float = math.inf) -> None:
         self.objects: Objects
         if uri.startswith("s3://"):
             self.uri = uri.rstrip("/")
             if not re.match(r"s3://[A-Za-z0-9][A-Za-z0-9.-]{2,}(/|\Z)", self.uri):
                 raise InputError(f"store {uri!r} names no bucket; write s3://BUCKET/PREFIX")
-            self.objects = S3Objects(self.uri)
+            self.objects = S3Objects(self.uri, patience_s=patience_s)
         elif re.match(r"[A-Za-z0-9+]+:/", uri) and not uri.startswith("file://"):
             raise InputError(f"store {uri!r}: its scheme is not known; use a folder, file:// or s3://BUCKET/PREFIX")
         else:
@@ -193,8 +215,14 @@ class Store:
             self.uri = str(path)
             self.objects = FileObjects(path)
 
-    def __reduce__(self) -> tuple[Callable[[str], Store], tuple[str]]:
-        return (_arrived, (self.uri,))
+    def __reduce__(self) -> tuple[Callable[[str, bool], Store], tuple[str, bool]]:
+        return (_arrived, (self.uri, isinstance(self.objects, FileObjects) and self.objects.begun))
+
+    def after(self, error: BaseException | None) -> Store:
+        """Return the store for what is left to do after `error`: after an outage that lasted, it is tried for 5 s only."""
+        if outage_of(error) is None or not isinstance(self.objects, S3Objects):
+            return self
+        return Store(self.uri, retrying.LAST_WORDS_S)
 
     def url(self, name: str) -> str:
         """Return the full address of `name`, for people."""
@@ -253,9 +281,11 @@ class Store:
         return _found.get(self.uri) or self.check_writable()
 
 
-def _arrived(uri: str) -> Store:
-    """Return a store that came from another process, whose endpoint answered there."""
+def _arrived(uri: str, begun: bool) -> Store:
+    """Return a store that came from another process, whose endpoint answered there, with objects in it if it was `begun`."""
     store = Store(uri)
+    if isinstance(store.objects, FileObjects):
+        store.objects.begun = begun
     if isinstance(store.objects, S3Objects):
         trust_endpoint()
     return store

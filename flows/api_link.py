@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from cluster.control_characters import show_controls
+
 PROBE_TIMEOUT_S = 5.0
 
 # A user's server that is being restarted gets this long before the run goes on without it.
@@ -15,7 +17,7 @@ PATIENCE_S = 3.0
 
 
 def _print(message: str) -> None:
-    print(f"secateur: warning: {message}", file=sys.stderr, flush=True)
+    print(show_controls(f"secateur: warning: {message}"), file=sys.stderr, flush=True)
 
 
 class ApiLink:

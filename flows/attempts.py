@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
+from cluster.control_characters import show_controls
 from cluster.errors import StoreError
 from cluster.fingerprint import canonical_json
 from cluster.processes import Process
@@ -79,8 +80,9 @@ class AttemptState:
 class Attempt:
     """Record an attempt at `run` for the length of a `with` block: its start, a heartbeat, its stages, its end.
 
-    A heartbeat or a timing that cannot be written is tried again at the next one; an end that cannot be written is told
-    through `warn` and does not change how the block ends. `facts` are kept in the record: what the store guarantees, say.
+    A heartbeat or a timing that cannot be written is tried again at the next one; an end that cannot be written, within
+    seconds after an outage of the store, is told through `warn` and does not change how the block ends. `facts` are kept
+    in the record: what the store guarantees, say.
     """
 
     def __init__(
@@ -147,13 +149,13 @@ class Attempt:
         if error is not None and body["state"] != "done":
             body["error"] = redact(f"{type(error).__name__}: {error}".rstrip(": "))[:500]
         try:
-            self.store.create(f"{self._base}.end.json", canonical_json(body, "end"))
+            self.store.after(error).create(f"{self._base}.end.json", canonical_json(body, "end"))
         except (OSError, StoreError) as failure:
             self.warn(f"how this attempt ended could not be written to {self.store.uri} ({failure})")
 
 
 def _warn(message: str) -> None:
-    print(f"secateur: warning: {message}", file=sys.stderr, flush=True)
+    print(show_controls(f"secateur: warning: {message}"), file=sys.stderr, flush=True)
 
 
 def _final_state(error: BaseException | None) -> str:

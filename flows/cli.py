@@ -18,7 +18,7 @@ from cluster.code import check_own_packages
 from cluster.control_characters import show_controls
 from cluster.errors import InputError, SecateurError
 from cluster.redaction import scrub
-from flows.output import own_output, results
+from flows.output import ResultStream, open_standard_error, own_output, results, say
 
 app = typer.Typer(
     name="secateur",
@@ -190,8 +190,8 @@ def deploy(
         planned.config.model_dump(mode="json"), name=planned.config.name, store=Store(store).uri, ray=ray, cron=cron,
         parameters={"name": planned.run_name},
     )
-    print(f"deployment {made.name} on work pool {made.pool}" + (f", scheduled {made.cron}" if made.cron else ""))
-    print("run what is due with: secateur serve")
+    say(f"deployment {made.name} on work pool {made.pool}" + (f", scheduled {made.cron}" if made.cron else ""))
+    say("run what is due with: secateur serve")
 
 
 @app.command()
@@ -245,14 +245,19 @@ def fail(message: str, exit_code: int) -> NoReturn:
 
 def main() -> None:
     """Run the command and end with its exit code: 0 done, 1 failed, 2 wrong input, 130 or 143 interrupted."""
-    with contextlib.redirect_stderr(cast(Any, DiscreetStream(sys.stderr))):
+    open_standard_error()
+    output = sys.stdout and cast(Any, ResultStream(sys.stdout))
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(cast(Any, DiscreetStream(sys.stderr))):
         _main()
 
 
 def _main() -> None:
     try:
         check_own_packages()
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        sys.exit(code)
     except SecateurError as error:
         if os.environ.get("SECATEUR_TRACEBACK"):
             raise

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from cluster.errors import InputError
 from cluster.fingerprint import canonical_json
-from cluster.redaction import find_secret, names_secret, scrub
+from cluster.redaction import scrub
+from flows.config_problems import first_problem, refuse_secrets
 from flows.config_text import check_size, expand, override, read_yaml, refuse_controls
 from tasks import recipes
 from tasks.imports import nearest
@@ -26,8 +27,6 @@ from tasks.spec import Recipe, Resources, Spec, Use, setting
 from tasks.train import TrainSpec
 
 MAX_BYTES = 2**20
-# Characters of a wrong value that a message shows.
-MAX_SHOWN = 120
 MAX_UNITS = 100_000
 
 
@@ -291,74 +290,23 @@ def parse_config(body: Mapping[str, Any], where: str = "configuration") -> RunCo
     try:
         config = RunConfig.model_validate(body)
     except ValidationError as error:
-        raise InputError(f"{where}: {scrub(_first_problem(error))}") from None
+        raise InputError(f"{where}: {scrub(first_problem(error, RunConfig))}") from None
     except RecursionError as error:
         raise InputError(f"{where} is nested too deeply; a configuration has some five levels") from error
     settings = config.model_dump()
     # Dates, bytes and the like, which YAML knows and no key can hold.
     canonical_json(settings, where)
-    _refuse_secrets(settings, where)
-    return _absolute(config)
+    refuse_secrets(settings, where)
+    return _absolute(_shift_named(config))
 
 
-def _refuse_secrets(value: Any, where: str) -> None:
-    """Raise InputError where a setting is a secret: run.json, the report and Prefect's database would hold it."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            _refuse_secrets(name, where)
-            if isinstance(name, str) and isinstance(item, str) and item and names_secret(name):
-                raise InputError(
-                    f"{where}: {name!r} is by its name a secret, and settings are recorded in the store; leave it out, "
-                    "your code finds it in the environment"
-                )
-            _refuse_secrets(item, f"{where}: {name}" if isinstance(name, str) else where)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_secrets(item, where)
-    elif isinstance(value, str) and (found := find_secret(value)) is not None:
-        raise InputError(
-            f"{where} holds {found}, and settings are recorded in the store; leave it out, credentials come from the "
-            "environment or the machine"
-        )
-
-
-def _first_problem(error: ValidationError) -> str:
-    # An unknown key often causes a missing one: name the unknown first.
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    problem = problems[0]
-    place = list(problem["loc"])
-    name = ".".join(str(part) for part in place)
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        known = list(_fields_at(RunConfig, place[:-1]))
-        return f"unknown key {name!r}; {nearest(str(place[-1]), known)}{more}"
-    if problem["type"] == "missing":
-        return f"{name!r} is missing{more}"
-    got = repr(problem["input"])
-    return f"{name!r} is {got if len(got) <= MAX_SHOWN else got[:MAX_SHOWN] + '...'}: {problem['msg']}{more}"
-
-
-def _fields_at(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
-    """Return the field names of the spec at a place in the configuration."""
-    current = model
-    for part in place:
-        if isinstance(part, int) or part not in current.model_fields:
-            continue
-        found = _spec_in(current.model_fields[part].annotation)
-        if found is None:
-            return []
-        current = found
-    return list(current.model_fields)
-
-
-def _spec_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _spec_in(inner)
-        if found is not None:
-            return found
-    return None
+def _shift_named(config: RunConfig) -> RunConfig:
+    """Return the configuration with what `shift.features` leaves open said."""
+    shift = config.shift
+    if shift is None or shift.features is not None:
+        return config
+    proxy = config.proxy if config.score is not None and needs_proxies(config.score) else None
+    return config.model_copy(update={"shift": shift.named(config.score, None if proxy is None else proxy.model)})
 
 
 def _absolute(config: RunConfig) -> RunConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 from cluster.errors import StoreError
 from cluster.storage import Store
 from flows.cli import print_json
+from flows.output import say
 from flows.prefect_settings import redact
 from flows.runs import versions
 
@@ -33,7 +34,7 @@ def examine(store_uri: str, ray: str, as_json: bool) -> bool:
         print_json(rows)
     else:
         for row in rows:
-            print(f"{'ok  ' if row['ok'] else 'FAIL'}  {row['check']:<20}{row['found']}")
+            say(f"{'ok  ' if row['ok'] else 'FAIL'}  {row['check']:<20}{row['found']}")
     return all(row["ok"] for row in rows)
 
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 from typing import Any
 
-from cluster.errors import CorruptError, InputError, LoosePartError, SecateurError, StageError
+from cluster.errors import CorruptError, InputError, SecateurError, StageError
 from cluster.scratch import owned_folder, sweep
 from cluster.session import set_farewell
 from cluster.storage import Store
@@ -95,6 +95,6 @@ def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict
         except SecateurError as error:
             # A row of its own below a table of causes.
             joint = "\n  " if "\n" in str(error) else "; "
-            if isinstance(error, CorruptError) and not isinstance(error, LoosePartError) and is_recorded(plan, store):
+            if isinstance(error, CorruptError) and is_recorded(plan, store):
                 joint += f"mend it with: secateur verify {plan.run_name} --store {shlex.quote(store.uri)} --heal, then "
             raise StageError(f"{error}{joint}go on with: {again()}") from error

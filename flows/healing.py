@@ -15,6 +15,7 @@ from cluster.record import Part, Seal, Unit
 from cluster.storage import Store
 from flows.attempts import attempt_states
 from flows.lineage import Lineage
+from flows.loose import loose_objects, problem_of
 from flows.overlay import OverlayStore
 from flows.plan import Plan, make_plan, sealed
 from flows.runs import make_report, recorded_stages, subset_units
@@ -43,9 +44,10 @@ def heal_run(lineage: Lineage, found: Findings, store: Store) -> list[Healing]:
 
     A part is put back only where its bytes are those its seal names. A damaged or lost seal vouches for nothing: it is
     made again with all of its parts, which must come out as they are there. Whatever cannot be healed stays as it was.
+    What no seal vouches for yet is removed, for the next run to compute.
     """
     refuse_running(store, [lineage.run], "healing")
-    out: list[Healing] = []
+    out = remove_loose(lineage, found.damage, store)
     plan: Plan | None = None
     why = ""
     try:
@@ -57,6 +59,8 @@ def heal_run(lineage: Lineage, found: Findings, store: Store) -> list[Healing]:
     units = {(unit.stage, unit.key): unit for unit in lineage.units(store)}
     by_unit: dict[tuple[str, str], list[Damage]] = {}
     for damage in found.damage:
+        if damage.loose:
+            continue
         by_unit.setdefault((damage.stage, damage.key), []).append(damage)
     for node, unit in units.items():
         damages = by_unit.pop(node, None)
@@ -73,12 +77,32 @@ def heal_run(lineage: Lineage, found: Findings, store: Store) -> list[Healing]:
     return out + _heal_report(plan, lineage, others, out, store)
 
 
+def remove_loose(lineage: Lineage, damages: Iterable[Damage], store: Store) -> list[Healing]:
+    """Remove damaged objects that no seal vouches for. Each is looked at again: what is sound or sealed by now stays."""
+    units = {(unit.stage, unit.key): unit for unit in lineage.units(store)}
+    out = []
+    # A part that names a lost quarantine before the quarantine itself: cut short, the rest is found again.
+    for damage in sorted((one for one in damages if one.loose), key=lambda one: one.what != "part"):
+        unit = units[damage.stage, damage.key]
+        again = next((one for one in loose_objects(unit) if one.name == damage.name), None)
+        if unit.seal() is not None or (again is not None and again.vouched):
+            out.append(Healing(damage, False, "it was sealed meanwhile: verify again"))
+        elif again is None or not problem_of(again)[0]:
+            out.append(Healing(damage, True, "it is gone or sound by now: another run was here"))
+        else:
+            store.remove(damage.name)
+            out.append(Healing(damage, True, "removed: the next run computes it again"))
+    return out
+
+
 def _heal_unit(plan: Plan, unit: Unit, damages: list[Damage], store: Store) -> list[Healing]:
     seal_name = f"{unit.folder}/{unit.seal_name}"
     broken_seal = next((damage for damage in damages if damage.what == "seal"), None)
     if broken_seal is None:
         seal = unit.seal()
-        assert seal is not None
+        if seal is None:
+            said = "no seal of this run lists it: heal the run whose seal does"
+            return [Healing(damage, False, said) for damage in damages]
         claims = {part.name: part.sha256 for part in (*seal.parts, *quarantine_parts(seal))}
         suspects = {damage.name for damage in damages}
     else:

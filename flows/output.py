@@ -6,7 +6,49 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from cluster.control_characters import show_controls
+from cluster.errors import SecateurError
+
+
+class OutputError(SecateurError):
+    """Signal that standard output takes no more: a full disk, a reader that is gone."""
+
+
+class ResultStream:
+    """Be standard output; what cannot be written there is OutputError, and the rest of it is dropped."""
+
+    def __init__(self, below: TextIO) -> None:
+        self.below = below
+
+    def write(self, text: str) -> int:
+        """Write a text. Raises OutputError."""
+        with self._told():
+            return self.below.write(text)
+
+    def flush(self) -> None:
+        """Write out what is waiting. Raises OutputError."""
+        with self._told():
+            self.below.flush()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # The interpreter writes out what is left when it ends, and would fail again.
+            with contextlib.suppress(OSError):
+                _lead_nowhere(self.below.fileno())
+            raise OutputError(
+                f"standard output cannot be written ({error.strerror or type(error).__name__}); nothing else is lost: mend "
+                "that, then run the same command again"
+            ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.below, name)
+
 
 _results: TextIO | None = None
 # The standard output that this process was given, once descriptor 1 leads elsewhere.
@@ -16,6 +58,29 @@ _given: TextIO | None = None
 def results() -> TextIO:
     """Return the stream for the command's own results."""
     return _results or sys.stdout
+
+
+def say(text: str) -> None:
+    """Print lines of the command's own results, control characters as escapes."""
+    print(show_controls(text), file=results())
+
+
+def _lead_nowhere(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+def open_standard_error() -> None:
+    """Lead standard error nowhere if it was closed: the next file that is opened would get what is written there."""
+    if sys.stderr is not None:
+        return
+    try:
+        os.fstat(2)
+    except OSError:
+        _lead_nowhere(2)
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 @contextlib.contextmanager
@@ -50,12 +115,11 @@ def _apart(stream: TextIO) -> TextIO:
         # It is in memory.
         return stream
     if _given is None:
-        _given = os.fdopen(os.dup(1), "w", encoding=stream.encoding, errors=stream.errors)
+        own = os.fdopen(os.dup(1), "w", encoding=stream.encoding, errors=stream.errors)
+        _given = cast(TextIO, ResultStream(own))
         try:
             os.dup2(2, 1)
         except OSError:
             # Standard error is closed.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.close(nowhere)
+            _lead_nowhere(1)
     return _given

@@ -9,7 +9,7 @@ from cluster.errors import StageError, StoreError
 from cluster.storage import Store
 from flows.cli import print_json
 from flows.lineage import load_lineage
-from flows.output import results
+from flows.output import say
 from flows.verify import Damage, Findings, verify_run
 
 
@@ -29,6 +29,14 @@ def verify_and_repair(run: str, store_uri: str, heal: bool, recompute: bool, as_
         for name, healed in (("healed", True), ("unhealed", False)):
             document[name] = [asdict(healing) for healing in healings if healing.healed is healed]
         lines += [f"  {'healed' if one.healed else 'not healed'}: {one.damage.name}: {one.said}" for one in healings]
+    if recompute and any(damage.loose for damage in left):
+        from flows.healing import refuse_running, remove_loose
+
+        refuse_running(store, [lineage.run], "removing damaged parts")
+        removed = [one for one in remove_loose(lineage, left, store) if one.healed]
+        document["healed"] = [*document["healed"], *(asdict(one) for one in removed)]
+        lines += [f"  healed: {one.damage.name}: {one.said}" for one in removed]
+        left = [damage for damage in left if damage not in [one.damage for one in removed]]
     place = f"--store {shlex.quote(store.uri)}"
     following: list[str] = []
     if recompute and left:
@@ -52,7 +60,7 @@ def verify_and_repair(run: str, store_uri: str, heal: bool, recompute: bool, as_
     if as_json:
         print_json(document)
     else:
-        print("\n".join(lines + [f"next: {command}" for command in following]), file=results())
+        say("\n".join(lines + [f"next: {command}" for command in following]))
     return not left
 
 

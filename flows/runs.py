@@ -195,6 +195,7 @@ def make_report(
 
     A seal that is given is not read again: of 10,000 shards it takes 4 MiB while it is read.
     """
+    from flows.curves import add_curves
     from flows.measured import add_shift
     from flows.sweep import REPLICATES, grid_of
     from tasks.report.curves import FIGURE, curve_figure
@@ -218,6 +219,7 @@ def make_report(
         settings = {place: spec.effective() for place, spec in race_specs(plan).items()}
     else:
         settings = {(arm.label, keep): arm.at(keep).effective() for arm in plan.config.arms() for keep in plan.config.select.keep}
+    add_curves(plan, store, int(index.meta["num_train"]), arms, results)
     table = results_table(plan.run_name, arms, settings, int(index.meta["num_train"]))
     figure = curve_figure(results)
     beside = {TABLE: table_bytes(table), **({} if figure is None else {FIGURE: figure})}

@@ -18,6 +18,7 @@ from flows.cli import parse_params, print_json
 from flows.config import RunConfig
 from flows.lineage import Lineage, load_lineage
 from flows.output import results as output
+from flows.output import say
 from flows.plan import find_states, make_plan, states_of
 from flows.runs import list_runs, load_run, make_report, read_record, recorded_stages, versions
 from tasks.report.publish import read_results, report_name
@@ -58,21 +59,21 @@ def show_plan(config: RunConfig, store_uri: str, as_json: bool) -> None:
     if as_json:
         print_json(document)
         return
-    print(f"run {plan.run_name} in {store.uri}")
+    say(f"run {plan.run_name} in {store.uri}")
     for state in states:
         keys = state.keys[0][:12] + (f" and {state.total - 1} more" if state.total > 1 else "")
         what = "sealed" if state.left == 0 else f"{state.left} of {state.total} to compute"
-        print(f"  {state.stage:<10}{what:<24}{keys}")
+        say(f"  {state.stage:<10}{what:<24}{keys}")
     for line in lines:
-        print(line)
+        say(line)
     for bad in unreadable:
-        print(f"run {bad} is passed over: its run.json cannot be read")
+        say(f"run {bad} is passed over: its run.json cannot be read")
     if before is None:
-        print(f"no earlier run named {config.name} in this store")
+        say(f"no earlier run named {config.name} in this store")
     elif changed:
-        print(f"changed since the last run named {config.name}: {', '.join(changed)}")
+        say(f"changed since the last run named {config.name}: {', '.join(changed)}")
     else:
-        print(f"no digest changed since the last run named {config.name}")
+        say(f"no digest changed since the last run named {config.name}")
 
 
 def latest_keys(store: Store, name: str) -> tuple[dict[str, Any] | None, list[str]]:
@@ -118,9 +119,9 @@ def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
         elif rows:
             for row in rows:
                 bad = f", {row['unreadable']} of their files cannot be read" if row["unreadable"] else ""
-                print(f"{row['run']:<40} {row['state']:<12} {row['attempts']} attempts{bad}")
+                say(f"{row['run']:<40} {row['state']:<12} {row['attempts']} attempts{bad}")
         else:
-            print(f"no run in {store.uri}")
+            say(f"no run in {store.uri}")
         return
     lineage = load_recorded(run, store)
     name, plan = lineage.run, lineage.derived
@@ -137,16 +138,16 @@ def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
         stages = [{"stage": state.stage, "total": state.total, "sealed": state.sealed} for state in states]
         print_json({"run": name, "attempts": [asdict(attempt) for attempt in attempts], "stages": stages, **race})
         return
-    print(f"run {name} in {store.uri}")
+    say(f"run {name} in {store.uri}")
     for attempt in attempts:
         facts = f"  store {json.dumps(dict(attempt.facts))}" if attempt.facts else ""
-        print(f"  attempt {attempt.started}  {attempt.state}{facts}")
+        say(f"  attempt {attempt.started}  {attempt.state}{facts}")
         for bad in attempt.unreadable:
-            print(f"    cannot be read: {bad}")
+            say(f"    cannot be read: {bad}")
     for state in states:
-        print(f"  {state.stage:<10}{state.sealed} of {state.total} sealed")
+        say(f"  {state.stage:<10}{state.sealed} of {state.total} sealed")
     for line in lines:
-        print(line)
+        say(line)
 
 
 def show_results(run: str, store_uri: str, as_json: bool) -> None:
@@ -171,7 +172,7 @@ def print_outcome(results: dict[str, Any], store: Store, as_json: bool) -> None:
     # A table folded at 80 columns of a pipe cannot be read; terminals say their own width.
     console = Console(file=output(), width=None if output().isatty() else 140)
     print_results(show_controls_in(results), console)
-    print(f"report: {store.url(report_name(results['run'], 'index.html'))}", file=output())
+    say(f"report: {store.url(report_name(results['run'], 'index.html'))}")
 
 
 def write_report_again(run: str, store_uri: str) -> None:
@@ -192,7 +193,7 @@ def write_report_again(run: str, store_uri: str) -> None:
             f"run {plan.run_name} is not finished ({', '.join(left)}); `secateur resume {plan.run_name}` goes on with it"
         )
     make_report(plan, store, recorded_stages(store, plan.run_name))
-    print(store.url(report_name(plan.run_name, "index.html")))
+    say(store.url(report_name(plan.run_name, "index.html")))
 
 
 def _lies_in_store(out: str) -> bool:
@@ -243,6 +244,6 @@ def run_select(
         return
     for name, value in summary.items():
         if not isinstance(value, dict | list):
-            print(f"{name:<20}{value}")
+            say(f"{name:<20}{value}")
     for note in summary.get("notes", []):
-        print(f"note: {note}")
+        say(f"note: {note}")

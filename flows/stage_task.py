@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
-from cluster.errors import CorruptError, InputError, ItemsError, StageError, StoreRefusedError
+from cluster.errors import CorruptError, InputError, ItemsError, StageError, StoreRefusedError, outage_of
 from flows.api_link import LINK
 from flows.signals import Interrupted, current_guard
 
@@ -50,8 +50,10 @@ class _Body(Generic[R]):
 
 
 def retryable(error: BaseException) -> bool:
-    """Return whether doing the stage again at once can help: not where input, objects, credentials or an item are wrong."""
-    return isinstance(error, Exception) and not isinstance(error, InputError | CorruptError | ItemsError | StoreRefusedError)
+    """Return whether doing the stage again at once can help: not where input, objects, credentials or an item are wrong, nor
+    after an outage of the store that lasted for as long as anything is tried."""
+    hopeless = isinstance(error, InputError | CorruptError | ItemsError | StoreRefusedError) or outage_of(error) is not None
+    return isinstance(error, Exception) and not hopeless
 
 
 def in_flow_run() -> bool:

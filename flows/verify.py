@@ -1,4 +1,4 @@
-"""Verify a run: every seal of its lineage, every part and quarantine table they list, and its report."""
+"""Verify a run: every seal of its lineage, all that they list, what lies where a seal is yet to come, and its report."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from cluster.record import Part, Seal, Unit
 from cluster.storage import Store
 from flows.attempts import attempt_states
 from flows.lineage import Lineage, computed_from
+from flows.loose import Loose, loose_objects, problem_of
 from tasks.report.publish import FILES, report_name, sealed_digests
 
 THREADS = 8
@@ -31,13 +32,17 @@ Sealed = dict[Unit, Seal | CorruptError | None]
 
 @dataclass(frozen=True)
 class Damage:
-    """Name one object that is not what it was: `what` is seal, part, quarantine, report or run."""
+    """Name one object that is not what it was: `what` is seal, part, quarantine, work, report or run.
+
+    It is `loose` where no seal vouches for it yet: the next run would refuse it.
+    """
 
     stage: str
     key: str
     what: str
     name: str
     problem: str
+    loose: bool = False
 
     def __str__(self) -> str:
         unit = f"{self.stage} {self.key[:12]}: " if self.key else ""
@@ -83,7 +88,7 @@ def quarantine_parts(seal: Seal) -> list[Part]:
 
 
 def verify_run(lineage: Lineage, store: Store) -> Findings:
-    """Read everything the run's seals list and return what is not as it was written. Changes nothing."""
+    """Read what the run's seals list, and what is not sealed yet; return what is not as it was written. Changes nothing."""
     found = Findings(lineage.run)
     _verify_name(lineage, found)
     units = lineage.units(store)
@@ -95,6 +100,13 @@ def verify_run(lineage: Lineage, store: Store) -> Findings:
         sealed |= zip(missed, readers.map(_read_seal, missed))
         _verify_seals(sealed, missed, found)
         found.not_computed += lineage.unknown(store)
+        for loose, (problem, size) in _loose(sealed, missed, readers):
+            found.parts += 1
+            found.bytes += size
+            if problem:
+                said = f"is not sealed yet and {problem}" if not loose.vouched else f"{problem}; a seal of another run lists it"
+                unit = loose.unit
+                found.damage.append(Damage(unit.stage, unit.key, loose.what, loose.name, said, not loose.vouched))
         claims = _claims((unit, seal) for unit, seal in sealed.items() if isinstance(seal, Seal))
         while batch := list(itertools.islice(claims, 64 * THREADS)):
             for damage, size in readers.map(_examine, batch):
@@ -160,6 +172,17 @@ def _verify_seals(sealed: Sealed, missed: list[Unit], found: Findings) -> None:
             )
         else:
             found.not_computed.append(f"{unit.stage} {unit.key[:12]}")
+
+
+def _loose(sealed: Sealed, missed: list[Unit], readers: ThreadPoolExecutor) -> Iterator[tuple[Loose, tuple[str, int]]]:
+    """Yield what lies in the folders of units that are not computed yet, with `problem_of` it.
+
+    A run that goes on publishes whole objects, each once, and a quarantine before its part: what is wrong here is damage.
+    """
+    waiting = (unit for unit, seal in sealed.items() if seal is None and unit not in missed)
+    objects = itertools.chain.from_iterable(map(loose_objects, waiting))
+    while batch := list(itertools.islice(objects, 64 * THREADS)):
+        yield from zip(batch, readers.map(problem_of, batch))
 
 
 def _claims(sealed: Iterable[tuple[Unit, Seal]]) -> Iterator[Claim]:

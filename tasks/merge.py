@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tasks.pool import Pool
     from tasks.sources.spec import DataSpec
 
-VERSION = 1
+VERSION = 2
 
 
 def merge_key(source_key: str, index_key: str) -> str:

@@ -5,84 +5,101 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cluster.errors import CorruptError
 from cluster.record import Part, Parts
+from tasks.merge_columns import BINS, Ranges, seed_columns, spearman, wider
 
 I64 = npt.NDArray[np.int64]
+
+EXACT_ROWS = 1_000_000
+"""Train rows up to which rank correlations use every row; beyond, a hash sample of about as many."""
+
+
+def sample_share(rows: int) -> float:
+    """Return the share of the rows that rank correlations are taken on."""
+    return min(1.0, EXACT_ROWS / max(rows, 1))
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Hold what one part tells of each column: least and greatest value, and counts of the top 16 sortable bits."""
+    """Hold what one part tells of its columns: ranges, counts of the top 16 sortable bits and in the bins of the whole table,
+    and of the rows that seeds are compared on their ids and the columns of single proxies."""
 
     part: Part
-    low: dict[str, float]
-    high: dict[str, float]
+    ranges: Ranges
     sortable: dict[str, dict[int, int]]
-
-
-class Totals:
-    """Add up summaries, in whatever order parts are done."""
-
-    def __init__(self, columns: Sequence[str]) -> None:
-        self.parts = Parts()
-        self._low: dict[str, float] = {}
-        self._high: dict[str, float] = {}
-        self._sortable: dict[str, Counter[int]] = {name: Counter() for name in columns}
-
-    def add(self, summary: Summary) -> None:
-        """Take one part in."""
-        self.parts.append(summary.part)
-        for name, counts in summary.sortable.items():
-            self._sortable[name].update(counts)
-        for name, low in summary.low.items():
-            self._low[name] = min(low, self._low.get(name, low))
-            self._high[name] = max(summary.high[name], self._high.get(name, low))
-
-    def bounds(self, name: str) -> tuple[float, float]:
-        """Return the least and greatest value of a column, (0, 0) where no part has a row."""
-        return (self._low[name], self._high[name]) if name in self._low else (0.0, 0.0)
-
-    def sortable(self, name: str) -> dict[str, int]:
-        """Return the counts of a column by its top 16 sortable bits, ascending."""
-        return {str(digit): count for digit, count in sorted(self._sortable[name].items())}
-
-
-@dataclass(frozen=True)
-class Detail:
-    """Hold one part's counts in the bins of the whole table, and the sampled values that seeds are compared on."""
-
-    counts: dict[str, list[int]]
+    counts: dict[str, I64]
     ids: I64
     seeds: dict[str, npt.NDArray[np.float32]]
 
 
-class Details:
-    """Add up the counts of the parts, and keep their samples: as many rows as EXACT_ROWS in all, whatever the shards."""
+class Totals:
+    """Add up summaries, in whatever order parts are done.
 
-    def __init__(self, columns: Sequence[str], bins: int) -> None:
-        self.counts = {name: np.zeros(bins, np.int64) for name in columns}
+    Of the sample it keeps as many rows as EXACT_ROWS in all, whatever the shards.
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.parts = Parts()
+        self._columns = columns
+        self._ranges: Ranges = {}
+        self._sortable: dict[str, Counter[int]] = {name: Counter() for name in columns}
+        self._counts = {name: np.zeros(BINS, np.int64) for name in columns}
         self._ids: list[I64] = []
         self._seeds: dict[str, list[npt.NDArray[np.float32]]] = {}
 
-    def add(self, detail: Detail) -> None:
+    def add(self, summary: Summary) -> None:
         """Take one part in."""
-        for name, counts in detail.counts.items():
-            self.counts[name] += counts
-        if len(detail.ids):
-            self._ids.append(detail.ids)
-            for name, values in detail.seeds.items():
+        self.parts.append(summary.part)
+        self._ranges = wider(summary.ranges, self._ranges)
+        for name, sortable in summary.sortable.items():
+            self._sortable[name].update(sortable)
+            self._counts[name] += summary.counts[name]
+        if len(summary.ids):
+            self._ids.append(summary.ids)
+            for name, values in summary.seeds.items():
                 self._seeds.setdefault(name, []).append(values)
         if len(self._ids) >= 256:
             # An array of a few rows is mostly its header.
             self._ids = [np.concatenate(self._ids)]
             self._seeds = {name: [np.concatenate(values)] for name, values in self._seeds.items()}
 
-    def sample(self) -> tuple[I64, dict[str, npt.NDArray[np.float32]]]:
-        """Return the sampled ids, ascending, and the seeds' values in that order: the same for any shards."""
+    def facts(self, ranges: Ranges) -> dict[str, Any]:
+        """Return num_rows, histograms, sortable and rank correlations of the seal, whose bins were made for `ranges`."""
+        if self._ranges != ranges:
+            wrong = [name for name in self._columns if self._ranges.get(name) != ranges.get(name)]
+            raise CorruptError(
+                f"the values of {', '.join(wrong)} do not have the ranges that the score parts' footers state "
+                f"({self._ranges.get(wrong[0])}, not {ranges.get(wrong[0])}); score again under a new store"
+            )
+        rows = sum(part.rows for part in self.parts)
+        none = (0.0, 0.0)
+        return {
+            "num_rows": rows,
+            "histograms": {
+                name: dict(zip(("low", "high"), self._ranges.get(name, none))) | {"counts": self._counts[name].tolist()}
+                for name in self._columns
+            },
+            "sortable": {
+                name: {str(digit): count for digit, count in sorted(self._sortable[name].items())} for name in self._columns
+            },
+            **self._rank_correlations(rows),
+        }
+
+    def _rank_correlations(self, rows: int) -> dict[str, Any]:
+        """Return the Spearman correlations between the proxies' columns of each score, and on which rows they were taken."""
         ids = np.concatenate(self._ids) if self._ids else np.zeros(0, np.int64)
+        # By id, so that the last bits of the sums do not depend on the shards.
         order = np.argsort(ids)
-        return ids[order], {name: np.concatenate(values)[order] for name, values in self._seeds.items()}
+        none = [np.zeros(0, np.float32)]
+        out = {
+            score: spearman([np.concatenate(self._seeds.get(name, none))[order] for name in names])
+            for score, names in seed_columns(self._columns).items()
+        }
+        how = "all rows" if rows <= EXACT_ROWS else "hash sample"
+        return {"rank_correlations": out, "rank_correlation_rows": {"how": how, "rows": len(ids)}}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tasks.proxy_worker import ProxyWorker
     from tasks.sources.spec import DataSpec
 
-VERSION = 1
+VERSION = 2
 
 
 class ProxySpec(Spec):

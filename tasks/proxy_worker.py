@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cluster.record import Part, Unit
+from cluster.record import Part, Unit, read_part
 from cluster.storage import Store
 from tasks.checkpoints import checkpoint_check, decode_state, encode_checkpoint
 from tasks.dataset import Dataset
@@ -119,7 +119,7 @@ class _Proxy:
         """Return the facts of the seal, taken from the published last checkpoint, whoever trained it."""
         worker = self.worker
         part = self.parts[checkpoint_part(1.0)]
-        state = decode_state(worker.store.read(part.name), worker.store.url(part.name))
+        state = decode_state(read_part(worker.store, part), worker.store.url(part.name))
         model = build_model(worker.spec.model, worker.dataset.shape, worker.dataset.num_classes, self.item.seed)
         model.load_state_dict(state["model"])
         model.to(worker.pipeline.device)

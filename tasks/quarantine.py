@@ -78,7 +78,7 @@ def publish_quarantine(unit: Unit, key: str, name: str, bad: Sequence[BadExample
     import pyarrow as pa
 
     from tasks.schemas import QUARANTINE
-    from tasks.tables import encode_table
+    from tasks.tables import decode_table, encode_table, part_check
 
     rows = sorted(bad, key=lambda one: one.example_id)
     table = pa.table(
@@ -93,8 +93,11 @@ def publish_quarantine(unit: Unit, key: str, name: str, bad: Sequence[BadExample
     data = encode_table(table, key)
     full = _name(unit, name)
     if not unit.store.create(full, data):
-        data = unit.store.read(full)
-        there = _table(unit, key, name, data)
+        found = unit.adopt(full, part_check(key, unit.store.url(full)))
+        if found is None:
+            raise CorruptError(f"quarantine {unit.store.url(full)} was there and is gone: something else removes from this store")
+        data = found[1]
+        there = decode_table(data, unit.store.url(full))
         if there.column("example_id").to_pylist() != [one.example_id for one in rows]:
             raise CorruptError(
                 f"quarantine {unit.store.url(full)} holds {there.num_rows} examples, this writer found {len(rows)} under "
@@ -170,7 +173,9 @@ class PartCheck:
         except FileNotFoundError as error:
             raise CorruptError(f"quarantine {self.unit.store.url(full)} is gone, though part {where} names it") from error
         if sha256(data) != facts["sha256"]:
-            raise CorruptError(f"quarantine {self.unit.store.url(full)} is not the one that part {where} names")
+            raise CorruptError(
+                f"quarantine {self.unit.store.url(full)} is not the one that part {where} names, or was changed: remove it too"
+            )
         table = _table(self.unit, self.key, self.name, data)
         self.quarantine = Part(full, table.num_rows, len(data), sha256(data))
         self.causes = dict(Counter(table.column("error_class").to_pylist()))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tasks.proxy import ProxySpec
     from tasks.sources.spec import DataSpec
 
-VERSION = 2
+VERSION = 3
 NEVER_LEARNED = "never_learned"
 
 

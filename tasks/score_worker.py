@@ -292,8 +292,10 @@ class ScoreWorker:
             bisection = Bisection(partial(self._pass, examples, at), self.allowed, bad)
             scores, good = bisection.score(len(at), examples.example_id[at])
             taken = batch >= 0 if good is None else good & (batch >= 0)
+            whole = bool(taken.all())
+            places = batch if whole else batch[taken]
             for column, values in scores.items():
-                out[column][:, batch[taken]] = values[:, taken]
+                out[column][:, places] = values if whole else values[:, taken]
         return out, bad
 
     def _batch_columns(self) -> list[str]:
@@ -314,6 +316,7 @@ class ScoreWorker:
         inputs = self.pipeline.prepare(examples.x[at])
         targets = torch.from_numpy(examples.y[at])
         for share, names in self.from_batch.items():
+            # One after the other: as one stack (torch.func) five took 1.2 to 1.7 times as long, with other last bits.
             for number, model in enumerate(self.models[share]):
                 with autocast(self.spec.numerics):
                     scores = score_batch(model, inputs, targets, names)

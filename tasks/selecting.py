@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tasks.score import ScoreInputs, ScoreSpec
     from tasks.sources.spec import DataSpec
 
-VERSION = 3
+VERSION = 4
 
 
 def selection_key(spec: SelectionSpec, seed: int, source_key: str) -> str:

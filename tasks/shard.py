@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tasks.sources.spec import DataSpec
 
 STAGE = "shard"
-VERSION = 3
+VERSION = 4
 
 
 def shard_key(spec: DataSpec, digest: str, code: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.errors import CorruptError, InputError
+from cluster.errors import CorruptError, InputError, LoosePartError
 from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
 from cluster.record import Seal, Unit
+from cluster.self_digest import decode_json, encode_json
 from tasks.checked_shards import CheckedShards
 from tasks.checking import CheckWorker, Findings, judge, refuse_bad, summarize
 from tasks.pool import Pool
@@ -103,19 +103,19 @@ class Plan:
             splitter["limit_hash"] = str(self.splitter.limit_hash)
         rest = {"spoiled": self.spoiled, "examples": self.examples, "contents": self.contents}
         body = {"splitter": splitter, "meta": self.meta, **rest}
-        return canonical_json(body, "plan")
+        return encode_json(body, "plan")
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Plan:
-        """Return the plan in `data`. Raises CorruptError naming `where`."""
+        """Return the plan in `data`. Raises LoosePartError naming `where`."""
         try:
-            body = json.loads(data)
+            body = decode_json(data)
             splitter = body["splitter"]
             if splitter["limit_hash"] is not None:
                 splitter["limit_hash"] = int(splitter["limit_hash"])
             return cls(Splitter(**splitter), body["meta"], body["spoiled"], body["examples"], body["contents"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptError(f"{where} cannot be read ({error}); remove it, and run again to check anew") from error
+        except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
+            raise LoosePartError(f"{where} cannot be read ({error}); remove it, and run again to check anew") from error
 
     def part_digest(self, spec: DataSpec, shard: Shard) -> str:
         """Return the digest of the shard as it is split and read: a part made under another split has another name."""

@@ -65,13 +65,14 @@ def select_file(
     # More than 4 readers gain nothing: the rest of a pass is arithmetic under one lock.
     workers = threads or min(4, os.cpu_count() or 1)
     rows = ParquetRows(scores, id_column, score, by=by, threads=workers)
-    rows.check_unique()
     allocation: dict[str, Any] = {}
     if spec.alpha == AUTO:
         norm = score if moment is None else ParquetRows(scores, id_column, str(moment)).score
         spec, allocation = file_allocation(spec, rows, norm, workers)
-    selection = calibrated_selection(rows, spec, seed, by=by, threads=workers)
+    selection = calibrated_selection(rows, spec, seed, by=by, threads=workers, sample=rows.sample)
     selection.facts.update(allocation)
+    # The selection's last pass has read every id.
+    rows.check_unique()
     try:
         _write(selection, out)
     except OSError as error:
@@ -173,25 +174,29 @@ def _check_local(out: str) -> Path:
 
 
 def _write(selection: SelectionTable, out: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
     import pyarrow.parquet as pq
 
     from cluster.storage import replacing_uri
 
     tables = selection.tables(_GROUP_ROWS)
     # The first group is made, and so checked, before anything is opened.
-    first = next(tables)
+    table: Any = next(tables)
     try:
         with replacing_uri(out) as path, pq.ParquetWriter(
             path,
-            first.schema,
+            table.schema,
             compression="zstd",
             use_dictionary=["arm", "inclusion_prob", "weight"],
             # Ascending ids: differences of neighbours take a fraction of the bytes and of the time.
             column_encoding={"example_id": "DELTA_BINARY_PACKED"},
-        ) as writer:
-            writer.write_table(first)
-            for table in tables:
-                writer.write_table(table)
+        ) as writer, ThreadPoolExecutor(1, thread_name_prefix="write") as executor:
+            # A group is made while the one before it is encoded: three parts of the time are encoding.
+            while table is not None:
+                written = executor.submit(writer.write_table, table)
+                table = next(tables, None)
+                written.result()
     except OSError as error:
         raise StageError(f"out {out} could not be written ({error}); what was there is untouched. Mend it, run again"
                          ) from error

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SubsetDataset", "SubsetInputs", "subset_key", "subset_stage"]
 
-VERSION = 1
+VERSION = 2
 
 
 def subset_key(selection_key: str, index_key: str) -> str:

@@ -14,13 +14,14 @@ import pyarrow as pa
 
 from cluster.errors import CorruptError, InputError
 from cluster.record import Part, Parts, Seal, Unit
+from cluster.self_digest import BLANK, MARK, filled
 from cluster.storage import Store
 from tasks.dataset import Dataset
 from tasks.hashing import I64
 from tasks.pool import Pool
 from tasks.schemas import TRAIN, subset_schema
 from tasks.selection.stage import load_selection
-from tasks.tables import decode_table, encode_table, part_check, with_metadata
+from tasks.tables import encode_table, load_part, part_check, with_metadata
 
 if TYPE_CHECKING:
     from tasks.sources.protocol import Examples, Shard
@@ -91,13 +92,11 @@ class _Worker:
 
     def _published(self, chosen: _Chosen, item: Shard, here: I64) -> Cut:
         name = item.part_name
-        where = self.store.url(chosen.unit.part_name(name))
-        check = part_check(chosen.unit.key, where, here)
+        check = part_check(chosen.unit.key, self.store.url(chosen.unit.part_name(name)), here)
         part = chosen.unit.find_part(name, check)
         if part is None:
             return None, np.empty(0, dtype=np.int64)
-        table = decode_table(self.store.read(part.name), where, ["position"])
-        return part, table.column("position").to_numpy()
+        return part, load_part(self.store, part, ["position"]).column("position").to_numpy()
 
     def compute(
         self, item: Shard, loaded: tuple[list[tuple[I64, Part | None, I64]], Examples | None]
@@ -163,10 +162,10 @@ def _groups(units: list[tuple[str, Seal]]) -> Iterator[list[tuple[str, Seal]]]:
 
 
 def indices_bytes(positions: I64) -> bytes:
-    """Return the bytes of indices.npy: positions int64."""
+    """Return the bytes of indices.npy: positions int64, then the digest of all bytes, which NumPy does not read."""
     file = io.BytesIO()
     np.save(file, positions, allow_pickle=False)
-    return file.getvalue()
+    return filled(file.getvalue() + MARK + BLANK)
 
 
 def _indices_check(positions: I64, where: str) -> Callable[[bytes], int]:

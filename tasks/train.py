@@ -29,6 +29,7 @@ from cluster.errors import InputError, StageError
 from cluster.fingerprint import stage_key
 from cluster.record import Seal, Unit
 from tasks.budget import check_length, steps_of
+from tasks.curve import MOST_POINTS
 from tasks.leasing import Do, Terms, do_leased, in_pool, share_units
 from tasks.spec import Numerics, Recipe, Resources, Spec, Use, setting
 
@@ -38,10 +39,10 @@ if TYPE_CHECKING:
     from tasks.sources.spec import DataSpec
     from tasks.train_worker import TrainWorker
 
-VERSION = 1
+VERSION = 2
 
 
-LATER = ("own_schedule", "soft_labels")
+LATER = ("own_schedule", "soft_labels", "curve")
 """Settings that came when keys had been given out: one that is not asked for is no part of an identity."""
 
 
@@ -77,6 +78,10 @@ class TrainSpec(Spec):
     )
     soft_labels: SoftLabels | None = setting(
         None, identity=True, doc="Train on random's subset with the labels of the full-data model too: true, or a section."
+    )
+    curve: int = setting(
+        0, identity=True, ge=0, le=MOST_POINTS, doc="Points, evenly spaced over the steps of each training, at which it is "
+        "evaluated on test and validation too; 0 for the last step alone."
     )
     checkpoint_every_s: float = setting(
         15.0, identity=False, ge=0, doc="Least seconds between checkpoints to resume from; 0 writes one every epoch."
@@ -191,7 +196,7 @@ def train_key(
     """
     from importlib.metadata import version
 
-    apart = ("replicates", "full", *LATER)
+    apart = ("replicates", "full", "own_schedule", "soft_labels")
     identity = {name: value for name, value in spec.identity().items() if name not in apart}
     identity.update(keep=keep, seed=seed)
     if keeps_model:
@@ -210,9 +215,11 @@ def train_stage(
     """Train the units that are not there yet and return the seals, in the order of the units.
 
     Parts of each: test.parquet and validation.parquet (schemas.CORRECTNESS, by ascending example_id; validation only
-    where there is a validation split); and model.pt of units that keep theirs. Units under one key are trained once; one that
-    another process holds by its lease is waited for; those with a teacher come after all others. `launch` is needed where
-    world_size > 1.
+    where there is a validation split); and model.pt of units that keep theirs. With `curve` seal.meta holds the curve, and
+    times.json beside it, unsealed, how long the training had taken by each of its steps (tasks.curve).
+
+    Units under one key are trained once; one that another process holds by its lease is waited for; those with a teacher come
+    after all others. `launch` is needed where world_size > 1.
     """
     units: dict[str, TrainUnit] = {}
     for key, unit in inputs.units:

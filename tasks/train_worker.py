@@ -13,6 +13,7 @@ from cluster.record import Part, Seal, Unit, read_part
 from cluster.storage import Store
 from tasks.arithmetic import device_of
 from tasks.checkpoints import checkpoint_check, decode_state, encode_checkpoint
+from tasks.curve import Accuracies, Curve, grid
 from tasks.dataset import Dataset
 from tasks.evaluation import class_percent, correctness_table, percent_correct, predict
 from tasks.models.build import build_model, place_model
@@ -22,7 +23,7 @@ from tasks.schemas import TEST, TRAIN, VALIDATION
 from tasks.soft_labels import SoftTargets, teacher_probabilities
 from tasks.sources.protocol import Examples
 from tasks.sources.spec import DataSpec
-from tasks.tables import decode_table, encode_table, footer_of, part_check
+from tasks.tables import encode_table, footer_of, load_part, part_check
 from tasks.train import Report, TrainItem, TrainJob, TrainSpec, TrainUnit
 from tasks.training import Settings, State, TrainingArrays, TrainResult, own_state, train_model, weightless
 from tasks.work import UnitResult, Work
@@ -109,6 +110,7 @@ class TrainRun:
         self.unit = Unit(worker.store, "train", key)
         self.work = Work(self.unit, "model")
         self.model = build_model(worker.spec.model, worker.dataset.shape, worker.dataset.num_classes, unit.seed)
+        self.curve = Curve(grid(worker.spec.curve, unit.steps)) if worker.spec.curve else None
 
     def published(self) -> dict[str, Part] | None:
         """Return the parts where all of them are published, else None."""
@@ -136,19 +138,51 @@ class TrainRun:
             weight_decay=spec.weight_decay, numerics=spec.numerics, checkpoint_every_s=spec.checkpoint_every_s,
             weighting=spec.weighting,
         )
+        curve = self.curve
+        if curve is not None:
+            curve.begin(None if start is None else start["curve"])
+
+        def save(state: State) -> None:
+            self.work.save(state if curve is None else {**state, "curve": curve.state()})
+
+        def look(step: int, _: dict[str, torch.Tensor]) -> None:
+            # All ranks hold the same weights: rank 0 evaluates, and the others wait for it in the next exchange of gradients.
+            if curve is not None and rank == 0 and step not in curve.found:
+                curve.pause()
+                curve.add(step, self._accuracies(self._predicted()))
+
         return train_model(
             self.model, self.arrays, settings, self.worker.pipeline,
-            start=start, report=report, checkpoint=self.work.save, rank=rank, world_size=world_size,
+            start=start, report=report, checkpoint=save, rank=rank, world_size=world_size,
+            # The last step is evaluated when the training is over, with a curve and without.
+            snapshots=() if curve is None else [step for step in curve.steps if step < self.plan.steps], snapshot=look,
         )
+
+    def _predicted(self) -> dict[str, Any]:
+        """Return the predictions (N,) of the model as it is for every evaluation split."""
+        worker = self.worker
+        return {
+            name: predict(self.model, split.x, worker.pipeline, worker.spec.numerics) for name, split in worker.evaluation.items()
+        }
+
+    def _accuracies(self, predicted: dict[str, Any]) -> Accuracies:
+        found = {name: percent_correct(self.worker.evaluation[name].y, values) for name, values in predicted.items()}
+        return found[TEST_PART], found.get(VALIDATION_PART)
 
     def evaluate(self, ended: TrainResult) -> dict[str, Part]:
         """Evaluate the model as it is, on every evaluation split, and publish one part each, and the model if it is kept."""
         parts: dict[str, Part] = {}
+        if self.curve is not None:
+            self.curve.pause()
+        predicted = self._predicted()
+        # The facts lie in the footer, so that a seal can be made from the published parts alone.
+        facts: dict[str, Any] = {"final_loss": ended.final_loss, "examples_touched": ended.examples_touched}
+        if self.curve is not None:
+            self.curve.add(ended.steps, self._accuracies(predicted))
+            self.curve.publish_times(self.unit)
+            facts["curve"] = self.curve.record()
         for name, split in self.worker.evaluation.items():
-            predicted = predict(self.model, split.x, self.worker.pipeline, self.worker.spec.numerics)
-            table = correctness_table(split.example_id, split.y, predicted)
-            # The facts lie in the footer, so that a seal can be made from the published parts alone.
-            facts = {"final_loss": ended.final_loss, "examples_touched": ended.examples_touched}
+            table = correctness_table(split.example_id, split.y, predicted[name])
             parts[name] = self.unit.publish_part(name, encode_table(table, self.key, **facts), self._check(name))
         if self.plan.keeps_model:
             state = encode_checkpoint(self.key, ended.steps, own_state(self.model))
@@ -157,14 +191,12 @@ class TrainRun:
 
     def result(self, parts: dict[str, Part]) -> UnitResult:
         """Return what the seal states, read from the published parts: accuracies in percent, of the last step."""
-        where = self.worker.store.url(parts[TEST_PART].name)
-        test = decode_table(self.worker.store.read(parts[TEST_PART].name), where)
-        facts = footer_of(test, where)
+        test = load_part(self.worker.store, parts[TEST_PART])
+        facts = footer_of(test, self.worker.store.url(parts[TEST_PART].name))
         label, predicted = test.column("label").to_numpy(), test.column("predicted").to_numpy()
         validation: float | None = None
         if VALIDATION_PART in parts:
-            name = parts[VALIDATION_PART].name
-            table = decode_table(self.worker.store.read(name), self.worker.store.url(name))
+            table = load_part(self.worker.store, parts[VALIDATION_PART])
             validation = percent_correct(table.column("label").to_numpy(), table.column("predicted").to_numpy())
         meta = {
             "steps": self.plan.steps,
@@ -179,6 +211,8 @@ class TrainRun:
             "validation_accuracy": validation,
             "class_accuracy": class_percent(label, predicted, self.worker.dataset.num_classes),
         }
+        if self.curve is not None:
+            meta["curve"] = facts["curve"]
         if self.plan.teacher is not None:
             assert self.worker.spec.soft_labels is not None
             meta["soft_labels"] = {"teacher": self.plan.teacher, **self.worker.spec.soft_labels.identity()}

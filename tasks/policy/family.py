@@ -27,12 +27,16 @@ FAMILY: tuple[dict[str, Any], ...] = (
     {"protocol": "approximate", "alpha": 0.5},
     {"protocol": "approximate", "alpha": 0.5, END: EASY},
     {"protocol": "tempered", "alpha": 0.5, "gamma": 0.5},
+    {"protocol": "raked", "alpha": 0.5},
     {"protocol": "ccs", "beta": 0.02},
     {"protocol": "ccs", "beta": 0.1},
     {"protocol": "ccs", "beta": 0.3},
     {"protocol": "band", "beta": 0.02, "width": 0.08},
     {"protocol": "band", "beta": 0.1, "width": 0.2},
     {"protocol": "band", "beta": 0.3, "width": 0.4},
+    {"protocol": "prototype_band", "beta": 0.02, "width": 0.08},
+    {"protocol": "prototype_band", "beta": 0.1, "width": 0.2},
+    {"protocol": "prototype_band", "beta": 0.3, "width": 0.4},
     {"protocol": "pps"},
 )  # fmt: skip
 """The default family. A sampler joins the race by a line here. Simpler ones stand first: they win ties.

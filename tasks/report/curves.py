@@ -130,7 +130,8 @@ def _panel(curves: Sequence[Curve], results: Mapping[str, Any], width: float) ->
     left, right, top, bottom = 34.0, width - 8, 30.0, width * 0.56
     keeps = sorted({float(arm["keep"]) for _, _, arms in curves for arm in arms})
     x = scale(math.log(keeps[0]), math.log(keeps[-1]), left + 26, right - 26)
-    y, marks = _accuracy_axis(curves, results, bottom, top)
+    every = [value for _, _, arms in curves for arm in arms for value in (arm["mean"], *(arm["ci95"] or ()))]
+    y, marks = accuracy_axis(every, int(results["dataset"]["n_test"]), bottom, top)
     body = [text(0, 14, "test accuracy, %, spaced by the logarithm of the error", "m")]
     for value, label in marks:
         body += [line(left, y(value), right, y(value), "grid"), text(left - 6, y(value) + 4, label, "m", "end")]
@@ -149,31 +150,40 @@ def _panel(curves: Sequence[Curve], results: Mapping[str, Any], width: float) ->
     for order, (name, colour, arms) in enumerate(curves):
         shift = (order - (len(curves) - 1) / 2) * step
         body += _curve(name, colour, order, [(x(math.log(arm["keep"])) + shift, arm) for arm in arms], y)
-    columns = max(1, int(width // max(width_of(name) + 44 for name, *_ in curves)))
-    for order, (name, colour, _) in enumerate(curves):
-        spot, line_y = (order % columns) * width / columns, bottom + 56 + (order // columns) * ROW
+    key, height = legend([(name, colour) for name, colour, _ in curves], width, bottom + 50)
+    return [*body, *key], height
+
+
+def legend(entries: Sequence[tuple[str, str]], width: float, top: float) -> tuple[list[str], float]:
+    """Return names beside samples of their lines, of (name, colour) in the order of their marks, and where they end."""
+    columns = max(1, int(width // max(width_of(name) + 44 for name, _ in entries)))
+    body: list[str] = []
+    for order, (name, colour) in enumerate(entries):
+        spot, line_y = (order % columns) * width / columns, top + 6 + (order // columns) * ROW
         said = fitted(name, width / columns - 36)
         body += [*_sample(colour, order, spot, line_y - 4.5), text(spot + 32, line_y, said, hint=name)]
-    return body, bottom + 50 + -(-len(curves) // columns) * ROW
+    return body, top + -(-len(entries) // columns) * ROW
 
 
-def _accuracy_axis(
-    curves: Sequence[Curve], results: Mapping[str, Any], bottom: float, top: float
+def accuracy_axis(
+    every: Sequence[float], tested: int, bottom: float, top: float
 ) -> tuple[Callable[[float], float], list[tuple[float, str]]]:
-    """Return where an accuracy in percent is drawn, and (accuracy, label) marks."""
+    """Return where an accuracy in percent is drawn, of these or between them, and (accuracy, label) marks.
+
+    Spaced by the logarithm of the error on `tested` examples.
+    """
     # Half a test example: an arm without an error has a place too.
-    least = 50.0 / max(int(results["dataset"]["n_test"]), 1)
+    least = 50.0 / max(tested, 1)
 
     def error(accuracy: float) -> float:
         return -math.log10(max(100.0 - accuracy, least))
 
-    every = [value for _, _, arms in curves for arm in arms for value in (arm["mean"], *(arm["ci95"] or ()))]
     low, high = error(max(min(every), 0.0)), error(max(every))
     air = max((high - low) * 0.05, 0.02)
     low, high = max(low - air, -2.0), high + air
     place = scale(low, high, bottom, top)
-    marks = [100.0 - value for value in _ERRORS if low <= -math.log10(value) <= high]
-    return lambda value: place(min(max(error(value), low), high)), [(mark, f"{mark:.4g}") for mark in marks]
+    marked = [100.0 - value for value in _ERRORS if low <= -math.log10(value) <= high]
+    return lambda value: place(min(max(error(value), low), high)), [(value, f"{value:.4g}") for value in marked]
 
 
 def _curve(
@@ -181,30 +191,32 @@ def _curve(
 ) -> list[str]:
     spots = [(place, y(arm["mean"])) for place, arm in points]
     path = " ".join(f"{number(a)},{number(b)}" for a, b in spots)
-    out = [element("polyline", points=path, class_=f"curve {_dashed(colour)}c{_of(colour)}")]
+    out = [element("polyline", points=path, class_=curve_class(colour))]
     for (place, middle), (_, arm) in zip(spots, points):
         if arm["ci95"] is not None:
-            out.append(line(place, y(arm["ci95"][0]), place, y(arm["ci95"][1]), f"bars c{_of(colour)}"))
+            out.append(line(place, y(arm["ci95"][0]), place, y(arm["ci95"][1]), f"bars c{colour_name(colour)}"))
         hint = f"{name} at keep {percent(arm['keep'])}: {with_margin(arm['mean'], arm['ci95'])} %"
-        out.append(_mark(order, place, middle, f"m{_of(colour)}", hint))
+        out.append(mark(order, place, middle, f"m{colour_name(colour)}", hint))
     return out
 
 
 def _sample(colour: str, order: int, x: float, y: float) -> list[str]:
     ends = f"{number(x)},{number(y)} {number(x + 26)},{number(y)}"
-    rule = element("polyline", points=ends, class_=f"curve {_dashed(colour)}c{_of(colour)}")
-    return [rule, _mark(order, x + 13, y, f"m{_of(colour)}", "")]
+    rule = element("polyline", points=ends, class_=curve_class(colour))
+    return [rule, mark(order, x + 13, y, f"m{colour_name(colour)}", "")]
 
 
-def _of(colour: str) -> str:
+def colour_name(colour: str) -> str:
+    """Return the end of a class of CURVE_STYLE: c<name> colours a line, m<name> a mark."""
     return colour if colour.isdigit() else f"-{colour}"
 
 
-def _dashed(colour: str) -> str:
-    return "" if colour.isdigit() else "dashed "
+def curve_class(colour: str) -> str:
+    """Return the class of a curve: random's and the full data's are dashed."""
+    return f"curve {'' if colour.isdigit() else 'dashed '}c{colour_name(colour)}"
 
 
-def _mark(order: int, x: float, y: float, class_: str, hint: str) -> str:
+def mark(order: int, x: float, y: float, class_: str, hint: str) -> str:
     """Return a mark whose shape tells arms apart where colours do not."""
     r = 4.2
     shapes = (

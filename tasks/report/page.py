@@ -14,6 +14,7 @@ from tasks.report.sections import balance_section, score_section, weight_section
 from tasks.report.shift import SHIFT_STYLE, shift_section
 from tasks.report.style import STYLE
 from tasks.report.terminal import arms_of
+from tasks.report.time_to_accuracy_page import time_section
 from tasks.report.variance import variance_section
 from tasks.report.wording import GLOSSARY, bounds, count, kept_text, needed_text, percent, signed, with_margin
 
@@ -32,6 +33,7 @@ def render_page(results: Mapping[str, Any], page: PageInputs | None = None) -> s
         policy_section(results),
         curve_section(results),
         *(_keep_section(results, entry) for entry in results["keeps"]),
+        time_section(results, page),
         _notes(results),
         score_section(page),
         balance_section(page, results),

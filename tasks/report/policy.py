@@ -113,7 +113,7 @@ def policy_section(results: Mapping[str, Any]) -> str:
     if policy is None:
         return ""
     keeps = "".join(_keep(entry, number == 0) for number, entry in enumerate(policy["keeps"]))
-    return f"<section><h2>How the arm was found</h2><p>{escape(RULE)}</p>{keeps}{_costs(policy)}</section>"
+    return f"<section><h2>How the arm was found</h2><p>{escape(RULE)}</p>{keeps}{_costs(results)}</section>"
 
 
 def _keep(entry: Mapping[str, Any], first: bool) -> str:
@@ -153,15 +153,19 @@ def _fate(name: str, entry: Mapping[str, Any]) -> str:
     return f'<span class="verdict v-{verdict}">{verdict}</span> {figure}'
 
 
-def _costs(policy: Mapping[str, Any]) -> str:
+def _costs(results: Mapping[str, Any]) -> str:
+    policy = results["policy"]
+    touched = {(arm["name"], arm["keep"]): arm["examples_touched"] for arm in results["arms"]}
     rows = []
     for entry in policy["keeps"]:
         costs = entry["costs"]
         scoring = "–" if costs["scoring_steps"] is None else count(costs["scoring_steps"])
         cells = [scoring, *(count(costs[name]) for name in ("race_steps", "confirmation_steps", "steps", "full_training_steps"))]
         cells += [f"{costs['full_trainings']:.1f}", count(costs["later_training_steps"])]
+        cells.append(count(touched[entry["answer"], entry["keep"]]))
         rows.append(f'<tr><th scope="row">{percent(entry["keep"])}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
-    names = ("keep", "scoring", "race", "confirmation", "in all", "one full training", "full trainings", "a later training")
+    names = ("keep", "scoring", "race", "confirmation", "in all", "one full training", "full trainings", "a later training",
+             "distinct examples that it touches")  # fmt: skip
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return (
         "<p>What it cost, in optimiser steps. Scoring is shared by all keeps and counts in full in each; its forward passes are "

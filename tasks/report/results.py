@@ -95,7 +95,7 @@ def build_results(
         "arms": [_arm_row(arm, sample, meta) for arm, sample in zip(arms, samples)],
         "comparisons": comparisons,
     }
-    results = _plain(results)
+    results = plain(results)
     for row in results["comparisons"]:
         row["sentence"] = arm_sentence(row)
     results["headline"] = headline(results)
@@ -108,7 +108,7 @@ def build_results(
                 [row for row in results["comparisons"] if row["keep"] == keep and row["arm"] not in full]
             ),
         }
-        for keep in _plain(keeps_of(arms))
+        for keep in plain(keeps_of(arms))
     ]
     results["notes"] = notes(results)
     return results
@@ -249,16 +249,16 @@ def _comparison_row(keep: float, comparison: Comparison) -> dict[str, Any]:
     return {"keep": keep} | {field.name: getattr(comparison, field.name) for field in fields(comparison)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return JSON values with rounded, finite numbers. Raises CorruptError on NaN or infinity."""
     import numpy as np
 
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float | np.floating):
         if not np.isfinite(value):
             raise CorruptError(f"a result is {value}: every number of a report is finite, so a sealed result is wrong")

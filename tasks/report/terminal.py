@@ -18,7 +18,7 @@ STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold cyan"
 
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
-    """Print what a race found, then a table and a sentence for each keep, then the notes."""
+    """Print what a race found, then a table and a sentence for each keep, then time to accuracy and the notes."""
     from rich.padding import Padding
     from rich.text import Text
 
@@ -30,6 +30,9 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
         console.print(Text(entry["sentence"]), soft_wrap=False)
         if entry["adjustment"]:
             console.print(Text(entry["adjustment"], style="dim"), soft_wrap=False)
+        console.print()
+    for entry in (results.get("time_to_accuracy") or {"keeps": []})["keeps"]:
+        console.print(Text(f"Time to accuracy. {entry['sentence']}"), soft_wrap=False)
         console.print()
     for note in results["notes"]:
         style = "bold yellow" if note.startswith("Slice") else "dim"

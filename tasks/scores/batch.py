@@ -77,20 +77,21 @@ def _from_logits(
     out: dict[str, Tensor] = {}
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         log_p = torch.log_softmax(logits.float(), dim=1)
+        # What several scores read is made once: of a small model's pass each of these takes a hundredth.
+        p = log_p.exp()
         if "entropy" in names:
-            out["entropy"] = entropy(log_p)
+            out["entropy"] = entropy(log_p, p)
         if "margin" in names:
-            out["margin"] = margin(log_p)
+            out["margin"] = margin(p)
         if "least_confidence" in names:
-            out["least_confidence"] = least_confidence(log_p)
+            out["least_confidence"] = least_confidence(log_p, p)
         if labels is not None:
-            if "el2n" in names:
-                out["el2n"] = el2n(log_p, labels)
+            if "el2n" in names or last is not None:
+                out["el2n"] = el2n(p, labels)
             if "loss" in names:
                 out["loss"] = loss(log_p, labels)
             if last is not None:
-                features, bias = last.features(logits)
-                out["grand_last"] = grand_last(log_p, labels, features, bias)
+                out["grand_last"] = grand_last(out["el2n"], *last.features(logits))
     return out
 
 

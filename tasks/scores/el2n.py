@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 
 
-def el2n(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return ||p - onehot(y)||_2 in [0, sqrt 2) for log probabilities (B, K) float32 and labels (B,)."""
-    out: torch.Tensor = torch.linalg.vector_norm(error_vector(log_p, targets), dim=1)
+def el2n(p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return ||p - onehot(y)||_2 in [0, sqrt 2) for probabilities (B, K) float32 and labels (B,)."""
+    out: torch.Tensor = torch.linalg.vector_norm(error_vector(p, targets), dim=1)
     return out
 
 
-def error_vector(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def error_vector(p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return p - onehot(y), (B, K): the gradient of each example's cross-entropy in its logits.
 
     1 - p_y is the sum of the other probabilities, which keeps its digits where p_y rounds to 1.
     """
     column = targets.unsqueeze(1)
-    out = log_p.exp().scatter(1, column, 0)
+    out = p.scatter(1, column, 0)
     return out.scatter(1, column, -out.sum(1, keepdim=True))

@@ -19,6 +19,6 @@ def grand(
 
     def root(outputs: torch.Tensor, rows: slice) -> torch.Tensor:
         log_p = torch.log_softmax(outputs.float() if outputs.dtype != torch.float64 else outputs, dim=1)
-        return error_vector(log_p, targets[rows]).to(outputs.dtype)
+        return error_vector(log_p.exp(), targets[rows]).to(outputs.dtype)
 
     return gradient_norms(model, inputs, logits, root)

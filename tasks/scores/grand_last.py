@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 
 from cluster.errors import InputError
-from tasks.scores.el2n import el2n
 
 Tensor = torch.Tensor
 
 
-def grand_last(log_p: torch.Tensor, targets: torch.Tensor, features: torch.Tensor, bias: bool) -> torch.Tensor:
-    """Return ||p - onehot(y)||_2 sqrt(||h||^2 + 1), (B,), for features h (B, d); the 1 only where there is a bias."""
+def grand_last(length: torch.Tensor, features: torch.Tensor, bias: bool) -> torch.Tensor:
+    """Return ||p - onehot(y)||_2 sqrt(||h||^2 + 1), (B,), for the first factor (B,), which is EL2N, and features h (B, d).
+
+    The 1 only where there is a bias.
+    """
     squares: torch.Tensor = torch.linalg.vecdot(features, features)
-    return el2n(log_p, targets) * (squares + 1 if bias else squares).sqrt()
+    return length * (squares + 1 if bias else squares).sqrt()
 
 
 class LastLinear:

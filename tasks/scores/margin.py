@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def margin(log_p: torch.Tensor) -> torch.Tensor:
-    """Return p_(1) - p_(2), (B,) in [0, 1], for log probabilities (B, K) float32, K >= 2."""
-    top = log_p.exp().topk(2, dim=1).values
+def margin(p: torch.Tensor) -> torch.Tensor:
+    """Return p_(1) - p_(2), (B,) in [0, 1], for probabilities (B, K) float32, K >= 2."""
+    top = p.topk(2, dim=1).values
     return top[:, 0] - top[:, 1]

@@ -22,8 +22,9 @@ from tasks.selection.raking import BinnedRows, Raking, bin_edges, top_counts
 from tasks.selection.ranking import Ranking, count_codes
 from tasks.selection.rows import RowSource
 from tasks.selection.spec import SelectionSpec
+from tasks.selection.streamed_drawing import Sampler, StreamedDraw, StreamedDrawing
 from tasks.selection.systematic import SystematicDrawing
-from tasks.selection.table import SelectionTable
+from tasks.selection.table import HeldTable, SelectionTable, StreamedTable
 
 
 def calibrated_selection(
@@ -37,6 +38,7 @@ def calibrated_selection(
     threads: int = 1,
     missing: Missing | None = None,
     features: FeatureReader | None = None,
+    sample: Sampler | None = None,
 ) -> SelectionTable:
     """Return the selection that `spec` and `seed` draw from the rows; the same for any order or split of the rows.
 
@@ -45,9 +47,10 @@ def calibrated_selection(
     default, by largest remainder), and the protocol is carried out in each; selections of growing `keep` are then nested
     only in the groups whose budgets grow. Without it codes are classes: counted for the record, and given budgets where
     `spec.classes` is set or the protocol's default; for raked codes are always classes, whose totals are margins, and `by` names
-    them. Passes over the rows are repeated; memory is that of the selected rows
-    and of at most max(2^20, m/2) undecided ones; for pps, of the selected rows and 2^22 others; for prototype_band, of the
-    band's rows. `features`, which only prototype_band reads, gives it the features of the band's members.
+    them. Passes over the rows are repeated. In one group, memory does not grow with the selection: its rows go to the temporary
+    folder, 9 bytes each, and `sample`, some rows from all over the table, saves all passes but one. In several, memory is that
+    of the selected rows and of at most max(2^20, m/2) undecided ones; for pps, of the selected rows and 2^22 others; for
+    prototype_band, of the band's rows. `features`, which only prototype_band reads, gives it the features of the band's members.
 
     Rows with the score NaN have none, and `spec.missing` says what is done with them; `missing` counts them where that is
     known, which saves a pass. Excluded, they are no part of the population that n and the weights are of; explored, they
@@ -64,7 +67,8 @@ def calibrated_selection(
     explored = missing if spec.missing == EXPLORE else none
     if spec.missing == EXCLUDE and missing.rows:
         rows = ScoredRows(rows, missing)
-    selecting = _Selecting(rows, spec, seed, by, explored=explored, threads=threads, histogram=histogram, features=features)
+    selecting = _Selecting(rows, spec, seed, by, explored=explored, threads=threads, histogram=histogram, features=features,
+                           sample=sample)
     table = selecting.run()
     table.facts.update(missing=spec.missing, n_missing=missing.rows, score_table_key=score_table_key)
     return table
@@ -75,10 +79,10 @@ class _Selecting:
 
     def __init__(
         self, rows: RowSource, spec: SelectionSpec, seed: int, by: str | None, *, explored: Missing, threads: int,
-        histogram: Mapping[Any, int] | None, features: FeatureReader | None,
+        histogram: Mapping[Any, int] | None, features: FeatureReader | None, sample: Sampler | None,
     ) -> None:  # fmt: skip
         self.rows, self.spec, self.seed, self.threads, self.histogram = rows, spec, seed, threads, histogram
-        self.explored, self.features = explored, features
+        self.explored, self.features, self.sample = explored, features, sample
         if rows.num_rows < 1:
             raise InputError("there are no rows to select from; give a table with at least one")
         if spec.score is not None and not rows.has_scores:
@@ -147,9 +151,9 @@ class _Selecting:
         facts |= {"covered": budget.n, "uncovered_groups": 0, "calibration": raking.facts()}
         facts["threshold"] = threshold(drawn.top, self.spec.kept_end) if budget.signal else None
         if self.rows.num_codes:
-            facts["class_counts"] = class_counts(drawn, self.rows.num_codes)
+            facts["class_counts"] = class_counts(drawn.counts(), self.rows.num_codes)
         (signal_id, signal_cell), (explore_id, explore_cell) = drawn.signal.sorted_both(), drawn.explore.sorted_both()
-        return SelectionTable(signal_id, explore_id, raking.design, facts, signal_cell, explore_cell)
+        return HeldTable(raking.design, facts, signal_id, explore_id, signal_cell, explore_cell)
 
     def _slice(self) -> SelectionTable:
         spec, n, params = self.spec, self.rows.num_rows, self.spec.params()
@@ -177,8 +181,10 @@ class _Selecting:
 
     def _draw(self, rows: RowSource, budgets: list[Budget], codes_a_group: int | None) -> SelectionTable:
         ranking = self._ranking(rows, codes_a_group)
-        drawn = Drawing(ranking, budgets).run(ranking.top_counts(self.histogram) if rows is self.rows else None)
-        return self._stated(ranking, drawn, budgets)
+        first = ranking.top_counts(self.histogram) if rows is self.rows else None
+        if codes_a_group is None:
+            return self._stated(ranking, StreamedDrawing(ranking, budgets[0], self.sample).run(first), budgets)
+        return self._stated(ranking, Drawing(ranking, budgets).run(first), budgets)
 
     def _pick(self, rows: RowSource, budgets: list[Budget], codes_a_group: int | None) -> SelectionTable:
         assert self.features is not None
@@ -188,23 +194,25 @@ class _Selecting:
         table.facts.update(facts, inclusion=NOMINAL)
         return table
 
-    def _stated(self, ranking: Ranking, drawn: Drawn, budgets: list[Budget]) -> SelectionTable:
+    def _stated(self, ranking: Ranking, drawn: Drawn | StreamedDraw, budgets: list[Budget]) -> SelectionTable:
         params, codes_a_group = self.spec.params(), ranking.codes_a_group
         design = design_of(self.spec.protocol, budgets, params.get("gamma"), params.get("weights"))
         facts = self._facts() | budget_facts(budgets, design)
         facts["threshold"] = threshold(drawn.top, self.spec.kept_end) if facts["num_signal"] and self.classes is None else None
         classes = self.rows.num_codes
         if classes:
-            counts = facts["class_counts"] = class_counts(drawn, classes)
+            counts = facts["class_counts"] = class_counts(drawn.counts(), classes)
             if self.spec.draws == SPLIT and self.classes is None:
                 facts["design_effect"] = design_effect(
                     budgets[0], design, np.array(counts["full"]), np.array(counts["signal"])
                 )
+        if isinstance(drawn, StreamedDraw):
+            return StreamedTable(design, facts, drawn.spool, drawn.decided)
         if codes_a_group is None:
-            return SelectionTable(drawn.signal.sorted_ids(), drawn.explore.sorted_ids(), design, facts)
+            return HeldTable(design, facts, drawn.signal.sorted_ids(), drawn.explore.sorted_ids())
         (signal_id, signal_code), (explore_id, explore_code) = drawn.signal.sorted_both(), drawn.explore.sorted_both()
         groups = ranking.groups(signal_code), ranking.groups(explore_code)
-        return SelectionTable(signal_id, explore_id, design, facts, *groups)
+        return HeldTable(design, facts, signal_id, explore_id, *groups)
 
     def _in_proportion(self) -> SelectionTable:
         n = self.rows.num_rows
@@ -218,8 +226,8 @@ class _Selecting:
                 "full": sample.full.tolist(), "signal": sample.signal_counts.tolist(),
                 "exploration": sample.explore_counts.tolist(),
             }  # fmt: skip
-        return SelectionTable(
-            sample.signal_id, sample.explore_id, pps.design([budget]), facts, explore_prob=sample.explore_prob,
+        return HeldTable(
+            pps.design([budget]), facts, sample.signal_id, sample.explore_id, explore_prob=sample.explore_prob,
             explore_weight=weight,
         )  # fmt: skip
 

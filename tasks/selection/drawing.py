@@ -17,7 +17,7 @@ from tasks.selection.filling import Filling
 from tasks.selection.order import U64
 from tasks.selection.ranking import OPEN_ROWS, Ranking, codes_of
 from tasks.selection.rows import Batch, over_pieces
-from tasks.selection.threshold import Bounds, KeyedRows, find_bounds
+from tasks.selection.threshold import Bounds, KeyedRows, find_bounds, last_resort
 
 I32 = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
@@ -34,6 +34,11 @@ class Drawn:
     explore: Filling
     full: npt.NDArray[np.int64]
     top: int
+
+    def counts(self) -> tuple[I64, I64, I64]:
+        """Return the rows of each code (num_codes,): all, signal, exploration."""
+        signal, explore = (np.bincount(arm.codes(), minlength=len(self.full)) for arm in (self.signal, self.explore))
+        return self.full, signal, explore
 
 
 @dataclass
@@ -184,19 +189,15 @@ class Drawing:
                 group = None if code is None else code[start : start + 2**17]
                 yield start, KeyedRows(self.ranking.explore(part), part, group)
 
-        # The hash is a bijection of the id; the id itself, its sign bit flipped, is the tie of last resort.
-        def last(part: I64) -> U64:
-            return part.view(np.uint64) ^ np.uint64(1 << 63)
-
-        bounds = find_bounds(wanted, sizes, lambda count, _: (count(rows) for _, rows in slices()), last, 2**14)
+        bounds = find_bounds(wanted, sizes, lambda count, _: (count(rows) for _, rows in slices()), last_resort, 2**14)
         keep = np.zeros(len(ids), dtype=np.bool_)
         left: list[npt.NDArray[np.int64]] = []
         for start, rows in slices():
-            below, inside = bounds.classify(rows, last)
+            below, inside = bounds.classify(rows, last_resort)
             keep[start : start + len(below)] = below
             left.append(np.flatnonzero(inside) + start)
         if left:
             at = np.concatenate(left)
             group = None if code is None else code[at]
-            keep[at[bounds.settle(KeyedRows(self.ranking.explore(ids[at]), ids[at], group), last)]] = True
+            keep[at[bounds.settle(KeyedRows(self.ranking.explore(ids[at]), ids[at], group), last_resort)]] = True
         candidates.compress(keep)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tasks.hashing import I64
 from tasks.samplers.ccs import UNIT
 from tasks.samplers.design import QUANTILES, Budget, Design, covered, weight_counts, weight_figures
 from tasks.samplers.registry import protocol_info
-from tasks.selection.drawing import Drawn
 from tasks.selection.order import value_of
 from tasks.selection.spec import SelectionSpec
 
@@ -88,9 +88,7 @@ def threshold(top: int, direction: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def class_counts(drawn: Drawn, classes: int) -> dict[str, list[int]]:
-    """Return how many rows have each class, of all that were drawn from and of either arm; a class is a code's remainder."""
-    found = {"full": drawn.full}
-    for name, arm in (("signal", drawn.signal), ("exploration", drawn.explore)):
-        found[name] = np.bincount(arm.codes(), minlength=len(drawn.full))
-    return {name: counts.reshape(-1, classes).sum(axis=0).tolist() for name, counts in found.items()}
+def class_counts(counts: tuple[I64, I64, I64], classes: int) -> dict[str, list[int]]:
+    """Return how many rows have each class: all that were drawn from, signal, exploration; a class is a code's remainder."""
+    names = ("full", "signal", "exploration")
+    return {name: found.reshape(-1, classes).sum(axis=0).tolist() for name, found in zip(names, counts, strict=True)}

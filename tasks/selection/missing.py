@@ -15,7 +15,7 @@ from tasks.samplers.design import Budget
 from tasks.selection.rows import Batch, RowSource, over_pieces
 from tasks.selection.spec import EXCLUDE, EXPLORE, REFUSE
 
-__all__ = ["EXCLUDE", "EXPLORE", "REFUSE", "Missing", "ScoredRows", "cap_signal", "count_missing", "is_missing"]
+__all__ = ["EXCLUDE", "EXPLORE", "REFUSE", "Missing", "ScoredRows", "cap_signal", "count_missing", "is_missing", "scored"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,14 @@ class Missing:
 def is_missing(score: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return which scores (N,) are NaN."""
     return np.isnan(score) if score.dtype.kind == "f" else np.zeros(len(score), dtype=bool)
+
+
+def scored(batch: Batch) -> Batch:
+    """Return the rows of a batch that have a score."""
+    if batch.score is None or not (gone := is_missing(batch.score)).any():
+        return batch
+    left = ~gone
+    return Batch(batch.example_id[left], batch.score[left], None if batch.code is None else batch.code[left])
 
 
 def count_missing(rows: RowSource, threads: int = 1) -> Missing:
@@ -84,12 +92,7 @@ class ScoredRows:
 
     @staticmethod
     def _scored(batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            if batch.score is None or not (gone := is_missing(batch.score)).any():
-                yield batch
-                continue
-            left = ~gone
-            yield Batch(batch.example_id[left], batch.score[left], None if batch.code is None else batch.code[left])
+        yield from map(scored, batches)
 
 
 def cap_signal(budget: Budget, scored: int, protocol: str) -> Budget:

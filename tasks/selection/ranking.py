@@ -19,6 +19,8 @@ I32 = npt.NDArray[np.int32]
 
 # Rows that may wait, undecided, in memory: 20 bytes each.
 OPEN_ROWS = 2**20
+# What is hashed at once stays in a core's own cache: 4 ns a row, 8 at 2^16.
+_HASHED_ROWS = 2**15
 _LAST = np.uint64(2**64 - 1)
 
 
@@ -49,7 +51,13 @@ class Ranking:
 
     def explore(self, ids: I64) -> U64:
         """Return the hash (N,) by which exploration is drawn."""
-        return hash64("explore", self.seed, ids)
+        if len(ids) <= _HASHED_ROWS:
+            return hash64("explore", self.seed, ids)
+        out = np.empty(len(ids), dtype=np.uint64)
+        for start in range(0, len(ids), _HASHED_ROWS):
+            part = slice(start, start + _HASHED_ROWS)
+            out[part] = hash64("explore", self.seed, ids[part])
+        return out
 
     def groups(self, code: I32 | None) -> I32 | None:
         """Return the groups (N,) of codes (N,), None where there is one group."""

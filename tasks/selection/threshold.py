@@ -37,6 +37,11 @@ class KeyedRows:
         return KeyedRows(self.key[start:stop], self.example_id[start:stop], group)
 
 
+def last_resort(ids: I64) -> U64:
+    """Return the ids, their sign bit flipped: the tie of an order by hash, which is a bijection of the id."""
+    return ids.view(np.uint64) ^ np.uint64(1 << 63)
+
+
 class Bounds:
     """Hold, for each group, the interval of (key, tie) in which its threshold lies.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import InputError
-from tasks.spec import Resources, Spec, setting
+from tasks.spec import Resources, Spec, Use, setting
 
 if TYPE_CHECKING:
     from tasks.score import ScoreSpec
@@ -18,9 +18,9 @@ OF_FEATURES = ("features", "sample", "components", "cells", "pairs")
 class ShiftSpec(Spec):
     """Say on how much each selection is compared with the full train split."""
 
-    features: str = setting(
-        INPUTS, identity=True, pattern="^(inputs|proxy)$", doc="inputs, as they are stored; or proxy, what goes into the last "
-        "layer of the first proxy at the end of its training."
+    features: str | None = setting(
+        None, identity=True, pattern="^(inputs|proxy)$", doc="proxy, what goes into the last layer of the first proxy at the end "
+        "of its training; or inputs, as they are stored. Default: proxy where one of a built-in model is trained, else inputs."
     )
     sample: int = setting(
         10_000, identity=True, ge=100, le=1_000_000, doc="Examples of the train split, drawn by hash, that stand for it: about "
@@ -33,6 +33,21 @@ class ShiftSpec(Spec):
         3_000, identity=True, ge=100, le=100_000, doc="Examples of the sample, and of the kept, whose distances are taken."
     )
     resources: Resources = setting(Resources(), identity=False, doc="How the stage is run.")
+
+    def named(self, score: ScoreSpec | None, proxy: Use | None) -> ShiftSpec:
+        """Return the same with `features` said, from the model of the proxies, None where none is trained.
+
+        A model of the user's may have no linear last layer: its features are read only where they are asked for. On CUDA a
+        worker takes the GPUs of the score stage where it was given none.
+        """
+        if self.features is not None:
+            return self
+        if score is None or proxy is None or ":" in proxy.use:
+            return self.model_copy(update={"features": INPUTS})
+        resources = self.resources
+        if score.numerics.device == "cuda" and not resources.gpus:
+            resources = resources.model_copy(update={"gpus": score.resources.gpus})
+        return self.model_copy(update={"features": PROXY, "resources": resources})
 
     def feature_identity(self) -> dict[str, Any]:
         """Return the settings that the features depend on."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tasks.score import ScoreInputs, ScoreSpec
     from tasks.sources.spec import DataSpec
 
-VERSION = 1
+VERSION = 2
 
 
 def features_key(

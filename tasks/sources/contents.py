@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import InputError
+from cluster.redaction import scrub_each
 from tasks.sources.protocol import (
     BAD_LABEL,
     NON_FINITE_FEATURE,
@@ -163,11 +164,13 @@ def encode_labels(
     bad += [BadRow(row, BAD_LABEL, "its label is missing") for row in np.flatnonzero(missing).tolist()]
     if unknown:
         texts = {i: label_text(value) for i, value in enumerate(values.tolist()) if of_value[i] < 0}
+        # Before they are cut: half a secret is not found any more.
+        scrubbed = scrub_each(texts.values())
         which = np.full(len(there), -1, dtype=np.int64)
         which[there] = inverse.reshape(-1)
         lost = np.flatnonzero(there & (classes < 0))
         bad += [
-            BadRow(row, BAD_LABEL, f"the label {texts[value][:SHOWN_LABEL]!r} is no class")
+            BadRow(row, BAD_LABEL, f"the label {scrubbed[texts[value]][:SHOWN_LABEL]!r} is no class")
             for row, value in zip(lost.tolist(), which[lost].tolist())
         ]
     return Labels(classes, unknown, bad)

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import InputError
+from cluster.errors import InputError, StoreOutageError
 
 
 class ClashingError(Exception):
@@ -91,6 +91,8 @@ class Fails:
     def compute(self, item: str, loaded: None) -> str:
         if item == "input":
             raise InputError("labels are wrong")
+        if item == "outage":
+            raise OSError("the table cannot be read") from StoreOutageError("GetObject of a/b: still failing after 9 tries")
         if item == "value":
             raise ValueError("bad row 17")
         if item == "clash":

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from pool_workers import Big, Fails, Marks, Overlap, Square, Unmakeable, Where
 
-from cluster.errors import InputError, StageError
+from cluster.errors import InputError, StageError, StoreOutageError, outage_of
 from tasks.pool import FunctionWorker, SerialPool
 from tasks.spec import Resources
 
@@ -119,6 +119,16 @@ def test_wrong_input_is_raised_at_once_and_ends_the_workers(pool: Any) -> None:
         list(pool.map(Fails, ["ok", "input"] + ["fine"] * 50, label="score", resources=Resources(workers=1)))
     assert type(caught.value) is InputError
     assert not pool._live
+
+
+def test_an_outage_of_the_store_comes_through_whatever_was_made_of_it(pool: Any) -> None:
+    with pytest.raises(StoreOutageError, match="still failing after 9 tries") as caught:
+        list(pool.map(Fails, ["ok", "outage"], label="score", resources=Resources(workers=1)))
+    assert type(caught.value) is StoreOutageError
+    # An error of input and output may pass: no ItemsError, and no outage.
+    with pytest.raises(StageError, match="disk on fire") as other:
+        list(pool.map(Fails, ["ok", "load"], label="score", resources=Resources(workers=1)))
+    assert type(other.value) is StageError and outage_of(other.value) is None
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,28 @@ def test_an_address_where_no_ray_answers_is_an_input_error(start: Callable[..., 
     assert "is no Ray head" in third
 
 
+def test_ray_that_does_not_start_is_one_message_and_leaves_nothing(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(
+        """
+        from cluster.errors import StageError
+        session = RaySession("local", num_cpus=1)
+        try:
+            session.__enter__()
+        except StageError as error:
+            said = str(error)
+        left = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+        print(json.dumps([said, [str(child) for child in left], session._folder, session.scratch]))
+        """,
+        # Ray's head does not come up in no time at all.
+        RAY_gcs_server_port_wait_time_s="0",
+    )
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0 and err == ""
+    said, left, folder, scratch = json.loads(out)
+    assert said.startswith("Ray did not start on this machine (RuntimeError: Timed out waiting for file ")
+    assert "\n" not in said and (left, folder, scratch) == ([], None, None)
+
+
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:", ":6379", "head:port", "head:0", "head:70000"])
 def test_addresses_that_cannot_be_meant(address: str) -> None:
     with pytest.raises(InputError, match=r"not supported|not local, auto or HOST:PORT"):

@@ -11,6 +11,7 @@ import pytest
 from cluster.errors import CorruptError, LoosePartError
 from cluster.fingerprint import sha256
 from cluster.record import Part, Parts, Seal, Unit, read_part
+from cluster.self_digest import BLANK, MARK, filled
 from cluster.storage import Store
 
 KEY = "0123456789abcdef" * 4
@@ -18,10 +19,18 @@ KEY = "0123456789abcdef" * 4
 
 def count(data: bytes) -> int:
     """Check a part of lines that ends with END; return the number of lines before it."""
-    lines = data.decode().split("\n")
+    lines = data.rpartition(MARK)[0].decode().split("\n")
     if lines[-1] != "END":
         raise CorruptError(f"part {lines[0]} is cut short")
     return len(lines) - 1
+
+
+def whole(data: bytes) -> bytes:
+    """Return a part with its own digest behind it."""
+    return filled(data + MARK + BLANK)
+
+
+SIZE = len(MARK + BLANK)
 
 
 @pytest.fixture
@@ -32,19 +41,19 @@ def unit(tmp_path: Path) -> Unit:
 def test_a_unit_from_nothing_to_sealed(unit: Unit) -> None:
     assert unit.seal() is None
     assert unit.find_part("b.txt", count) is None
-    second = unit.publish_part("b.txt", b"x\ny\nEND", count)
-    first = unit.publish_part("a.txt", b"x\nEND", count)
-    assert second == Part("stages/score-0123456789ab/parts/b.txt", 2, 7, second.sha256)
+    second = unit.publish_part("b.txt", whole(b"x\ny\nEND"), count)
+    first = unit.publish_part("a.txt", whole(b"x\nEND"), count)
+    assert second == Part("stages/score-0123456789ab/parts/b.txt", 2, 7 + SIZE, second.sha256)
     assert unit.find_part("b.txt", count) == second
     seal = unit.publish_seal([second, first], {"num_rows": 3, "at": 1.0})
     assert list(seal.meta.items()) == [("at", 1), ("num_rows", 3)]
     assert seal.parts == (first, second) and seal.parts[-1] == second and list(seal.parts[:1]) == [first]
     assert unit.seal() == seal
-    assert read_part(unit.store, first) == b"x\nEND"
+    assert read_part(unit.store, first) == whole(b"x\nEND")
 
 
 def test_the_seal_is_a_function_of_its_content(unit: Unit) -> None:
-    parts = [unit.publish_part(name, b"END", count) for name in ("a", "b")]
+    parts = [unit.publish_part(name, whole(b"END"), count) for name in ("a", "b")]
     one = Seal("score", KEY, tuple(parts), {"a": 1.0, "b": {"y": 2, "x": [1]}})
     two = Seal("score", KEY, tuple(parts), {"b": {"x": [1], "y": 2}, "a": 1})
     assert one.to_bytes() == two.to_bytes()
@@ -52,51 +61,69 @@ def test_the_seal_is_a_function_of_its_content(unit: Unit) -> None:
 
 
 def test_the_loser_adopts_the_winners_part_even_with_other_bytes(unit: Unit) -> None:
-    winner = unit.publish_part("a", b"x\ny\nEND", count)
-    assert unit.publish_part("a", b"p\nq\nEND", count) == winner
-    assert read_part(unit.store, winner) == b"x\ny\nEND"
+    winner = unit.publish_part("a", whole(b"x\ny\nEND"), count)
+    assert unit.publish_part("a", whole(b"p\nq\nEND"), count) == winner
+    assert read_part(unit.store, winner) == whole(b"x\ny\nEND")
 
 
 def test_the_loser_refuses_a_winner_with_other_rows(unit: Unit) -> None:
-    unit.publish_part("a", b"x\ny\nEND", count)
+    unit.publish_part("a", whole(b"x\ny\nEND"), count)
     with pytest.raises(CorruptError, match=r"parts/a has 2 rows, this writer has 1, under one key"):
-        unit.publish_part("a", b"x\nEND", count)
+        unit.publish_part("a", whole(b"x\nEND"), count)
 
 
 def test_nothing_unreadable_is_published(unit: Unit) -> None:
     with pytest.raises(CorruptError, match="cut short"):
-        unit.publish_part("a", b"x\ny", count)
+        unit.publish_part("a", whole(b"x\ny"), count)
     assert unit.find_part("a", count) is None
 
 
-def test_a_part_cut_short_in_the_store_is_refused(unit: Unit) -> None:
-    part = unit.publish_part("a", b"x\ny\nEND", count)
-    Path(unit.store.uri, part.name).write_bytes(b"x\ny")
-    with pytest.raises(LoosePartError, match=r"part x is cut short; its stage is not sealed yet: remove .*parts/a, and it is"):
+def test_a_part_without_its_own_digest_is_not_published(unit: Unit) -> None:
+    with pytest.raises(CorruptError, match="does not match the digest it holds"):
+        unit.publish_part("a", b"x\nEND", count)
+    assert unit.store.list(unit.folder) == []
+
+
+def test_every_changed_bit_every_cut_and_what_is_added_is_refused_until_a_seal_vouches(unit: Unit) -> None:
+    part = unit.publish_part("a", whole(b"x\ny\nEND"), count)
+    path = Path(unit.store.uri, part.name)
+    sound = path.read_bytes()
+    flipped = [
+        sound[:at] + bytes([sound[at] ^ 1 << bit]) + sound[at + 1 :] for at in range(len(sound)) for bit in range(8)
+    ]
+    cut = [sound[:size] for size in range(len(sound))]
+    added = [sound + b"\0", b"\0" + sound, sound + sound, sound + whole(b"")[:-1]]
+    said = (
+        rf"part {unit.store.url(part.name)} does not match the digest it holds: it was cut short or changed after publishing; "
+        rf"its stage is not sealed yet: remove {unit.store.url(part.name)}, and it is computed again\Z"
+    )
+    for wrong in (*flipped, *cut, *added):
+        path.write_bytes(wrong)
+        with pytest.raises(LoosePartError, match=said):
+            unit.find_part("a", count)
+    with pytest.raises(LoosePartError, match=said):
+        unit.publish_part("a", sound, count)
+    with pytest.raises(CorruptError, match=rf"{part.name} has \d+ bytes, .* its seal says {part.size} bytes"):
+        read_part(unit.store, part)
+    path.write_bytes(sound)
+    assert unit.find_part("a", count) == part
+
+
+def test_a_folder_in_the_place_of_a_part_is_named(unit: Unit) -> None:
+    Path(unit.store.uri, unit.part_name("a")).mkdir(parents=True)
+    with pytest.raises(LoosePartError, match=r"part .*parts/a is a folder; its stage is not sealed yet: remove "):
         unit.find_part("a", count)
-    with pytest.raises(CorruptError, match="part x is cut short"):
-        unit.publish_part("a", b"x\ny\nEND", count)
-    with pytest.raises(CorruptError, match=rf"part {unit.store.url(part.name)} has 3 bytes, .* its seal says 7 bytes"):
-        read_part(unit.store, part)
-
-
-def test_one_flipped_byte_is_found(unit: Unit) -> None:
-    part = unit.publish_part("a", b"x\ny\nEND", count)
-    Path(unit.store.uri, part.name).write_bytes(b"x\nz\nEND")
-    assert unit.find_part("a", count) is not None
-    with pytest.raises(CorruptError, match="it was changed after it was published"):
-        read_part(unit.store, part)
 
 
 def test_a_part_that_is_gone_is_named(unit: Unit) -> None:
-    part = unit.publish_part("a", b"END", count)
+    part = unit.publish_part("a", whole(b"END"), count)
     unit.store.remove(part.name)
     with pytest.raises(CorruptError, match=r"parts/a is gone, though its seal names it"):
         read_part(unit.store, part)
 
 
 def test_the_first_seal_stands(unit: Unit) -> None:
-    part = unit.publish_part("a", b"END", count)
+    part = unit.publish_part("a", whole(b"END"), count)
     first = unit.publish_seal([part], {"accuracy": 90})
     assert unit.publish_seal([part], {"accuracy": 91}) == first
 
@@ -134,7 +161,7 @@ EDITS = {
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_a_seal_edited_by_hand_is_found(unit: Unit, edit: str) -> None:
-    seal = unit.publish_seal([unit.publish_part("a", b"x\ny\nEND", count)], {"num_rows": 2})
+    seal = unit.publish_seal([unit.publish_part("a", whole(b"x\ny\nEND"), count)], {"num_rows": 2})
     path = Path(unit.store.uri, unit.folder, "seal.json")
     before, after = EDITS[edit]
     edited = path.read_bytes().replace(before, after)
@@ -175,7 +202,7 @@ def test_several_seals_share_a_folder_of_parts(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     scorer = "f" * 64
     units = [Unit(store, "score", key * 64, f"seal-{key * 12}.json", scorer) for key in "ab"]
-    part = units[0].publish_part("p", b"x\nEND", count)
+    part = units[0].publish_part("p", whole(b"x\nEND"), count)
     assert units[1].find_part("p", count) == part
     units[0].publish_seal([part])
     assert units[1].seal() is None
@@ -183,6 +210,6 @@ def test_several_seals_share_a_folder_of_parts(tmp_path: Path) -> None:
 
 
 def test_a_seal_holds_no_times_and_reads_as_json(unit: Unit) -> None:
-    body = json.loads(unit.publish_seal([unit.publish_part("a", b"END", count)], {"n": 1}).to_bytes())
+    body = json.loads(unit.publish_seal([unit.publish_part("a", whole(b"END"), count)], {"n": 1}).to_bytes())
     assert set(body) == {"digest", "stage", "key", "parts", "meta"}
     assert set(body["parts"][0]) == {"name", "rows", "size", "sha256"}

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import InputError, StoreError
+from cluster.errors import InputError, StoreError, StoreRefusedError
 from cluster.storage import (
     FileObjects,
     Store,
@@ -109,6 +110,33 @@ def test_a_full_disk_leaves_neither_object_nor_scratch(store: Store, monkeypatch
             store.check_writable()
     assert not store.exists("a/b")
     assert not list(Path(store.uri, "tmp").iterdir())
+
+
+def test_a_root_that_is_gone_is_not_made_again(store: Store) -> None:
+    # A probe takes the root away again, and is no beginning.
+    store.check_writable()
+    assert not Path(store.uri).exists()
+    early = pickle.loads(pickle.dumps(store))
+    assert store.create("a/b", b"x")
+    late = pickle.loads(pickle.dumps(store))
+    shutil.rmtree(store.uri)
+    for one in (store, late):
+        for write in (one.create, one.replace):
+            with pytest.raises(StoreRefusedError, match=f"the store {store.uri} is gone"):
+                write("a/c", b"x")
+    assert not Path(store.uri).exists()
+    # Sent to a worker before anything was published: the first object may be its own.
+    assert early.create("a/c", b"x")
+
+
+def test_a_store_below_a_thousand_folders(tmp_path: Path) -> None:
+    deep = tmp_path / "/".join("a" * 1500)
+    store = Store(str(deep))
+    store.check_writable()
+    assert store.create("a/b", b"x")
+    assert (store.read("a/b"), store.list("a")) == (b"x", ["a/b"])
+    # What clears the folders of tests calls itself for each level.
+    subprocess.run(["rm", "-rf", str(tmp_path / "a")], check=True, timeout=60)
 
 
 def test_users_files_on_a_full_disk_are_named_and_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

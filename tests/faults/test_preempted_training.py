@@ -21,6 +21,7 @@ from tests.tasks.stage_case import DATA, indexed, part_bytes
 from tests.tasks.training_case import free_port, spawn
 
 STEPS, BATCH = 36, 32
+POINTS, GRID = 5, [8, 15, 22, 29, 36]
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def spec_of(folder: Path, rank: int, world_size: int) -> TrainSpec:
     return TrainSpec.model_validate(
         {"model": {"use": "mlp", "args": {"hidden": [16]}}, "steps": STEPS, "batch_size": BATCH, "lr": 0.02,
          "checkpoint_every_s": 0, "recipe": {"loss": use}, "world_size": world_size,
-         "resources": {"workers": 1, "retries": 2}}
+         "curve": POINTS, "resources": {"workers": 1, "retries": 2}}
     )  # fmt: skip
 
 
@@ -77,6 +78,8 @@ def test_one_worker(pool: Any, folder: Path, tmp_path: Path) -> None:
     assert (folder / preempted_loss.MARKER).exists()
     assert_went_on(undisturbed, preempted_loss.counts(folder, 0), index.meta["num_train"])
     assert part_bytes(struck, seal) == part_bytes(store, want)
+    # The points before the death are there too.
+    assert seal.meta["curve"]["steps"] == GRID
     assert not [name for name in struck.list("stages") if "/train-" in name and "/work/" in name]
 
 
@@ -108,3 +111,5 @@ def test_rank_1_of_2(ray_session: Any, folder: Path, tmp_path: Path) -> None:
     assert (folder / preempted_loss.MARKER).exists()
     assert_went_on(undisturbed, preempted_loss.counts(folder, 1), index.meta["num_train"])
     assert part_bytes(struck, seal) == part_bytes(store, want)
+    # The points before the death are there too.
+    assert seal.meta["curve"]["steps"] == GRID

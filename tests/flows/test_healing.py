@@ -7,8 +7,6 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -19,11 +17,10 @@ from cluster.record import Unit
 from cluster.storage import Store
 from flows import cli, retiring
 from flows.attempts import Attempt
-from flows.plan import Plan, make_plan
 from flows.repair import verify_and_repair
 from tasks.pool import SerialPool
 from tests.flows.serial_run import run_serially
-from tests.flows.verify_case import OTHER, config, cut, edit_seal, flip, made, parts, plan, seals, tree
+from tests.flows.verify_case import OTHER, cut, edit_seal, flip, made, parts, plan, quarantined, seals, stages_of, tree
 
 pytestmark = [pytest.mark.xdist_group("verify"), pytest.mark.timeout(300)]
 
@@ -35,11 +32,6 @@ def repair(store: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tupl
         with pytest.raises(SystemExit) as ended:
             cli.main()
     return int(ended.value.code or 0), json.loads(capsys.readouterr().out)
-
-
-def stages_of(tree_of: dict[str, bytes]) -> dict[str, bytes]:
-    """Return what a run must make again byte for byte: all but what was retired, and reports, which hold times."""
-    return {name: data for name, data in tree_of.items() if not name.startswith("retired/") and "/report/" not in name}
 
 
 @pytest.mark.parametrize(
@@ -248,23 +240,6 @@ def test_a_retirement_cut_short_lets_no_damaged_part_back_in(
     run_serially(plan(), Store(str(store)), SerialPool())
     run_serially(plan(OTHER), Store(str(store)), SerialPool())
     assert stages_of(tree(store)) == stages_of(before)
-
-
-def quarantined(tmp_path: Path) -> tuple[Path, Plan, Path]:
-    """Run a plan whose data hold one bad row; return the store, the plan and the only quarantine table."""
-    rows = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
-    rows[7, 1] = np.nan
-    table = pa.table({"a": rows[:, 0], "b": rows[:, 1], "c": rows[:, 2], "label": np.arange(120) % 2})
-    pq.write_table(table, tmp_path / "data.parquet")
-    own = config(
-        "data.source={use: parquet, args: {features: [a, b, c]}}", f"data.train={tmp_path}/data.parquet", "data.limit=null",
-        "data.max_bad_fraction=0.1",
-    )  # fmt: skip
-    store, made_of = tmp_path / "store", make_plan(own)
-    run_serially(made_of, Store(str(store)), SerialPool())
-    found = sorted(store.glob("stages/shard-*/quarantine/*.parquet"))
-    assert len(found) == 1
-    return store, made_of, found[0]
 
 
 @pytest.mark.parametrize("harm", [flip, Path.unlink])

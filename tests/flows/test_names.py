@@ -14,10 +14,13 @@ from PIL import Image
 from cluster.errors import InputError
 from cluster.storage import Store, check_name
 from flows import cli
+from flows.api_link import ApiLink
+from flows.attempts import Attempt
 from flows.config import load_config, parse_config
 from flows.plan import make_plan
 from flows.progress import print_line
-from flows.show import print_outcome
+from flows.repair import verify_and_repair
+from flows.show import print_outcome, show_status
 from tasks.pool import SerialPool
 from tasks.report.publish import read_results
 from tasks.shard import shard_stage
@@ -133,6 +136,27 @@ def test_escapes_in_what_goes_to_the_terminal_are_shown(
         cli.main()
     said = capsys.readouterr().err
     assert f"RuntimeError: no such column {SHOWN}" in said and not raw(said)
+
+
+def test_warnings_and_listings_show_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / f"store{ESCAPES}"
+    Path(made(tmp_path)).rename(store)
+    run = plan().run_name
+    with pytest.raises(InputError), Attempt(Store(str(store)), run) as attempt:
+        (store / "runs" / run / "attempts" / f"{attempt.name}.heartbeat.json").write_text("{")
+        store.rename(tmp_path / "away")
+        raise InputError("wrong")
+    (tmp_path / "away").rename(store)
+    ApiLink().warn(f"the API is lost {ESCAPES}")
+    told = capsys.readouterr().err
+    assert all(SHOWN in line for line in told.splitlines()) and told.count("\n") == 2 and not raw(told)
+    show_status(run, str(store), as_json=False)
+    told = capsys.readouterr().out
+    assert f"store{SHOWN}" in told and "cannot be read" in told and not raw(told)
+    for show in (show_status, lambda *_: verify_and_repair(run, str(store), False, False, False)):
+        show(None, str(store), False)
+        told = capsys.readouterr().out
+        assert run in told and not raw(told)
 
 
 SETTINGS = (

@@ -31,3 +31,27 @@ def test_user_code_that_is_run_to_heal_prints_nothing_into_the_document(tmp_path
     assert done.returncode == 0, done.stderr
     assert [one["healed"] for one in json.loads(done.stdout)["healed"]] == [True]
     case.assert_told_on_standard_error(done.stderr)
+
+
+def shell(command: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a shell, with redirections."""
+    return subprocess.run(
+        ["bash", "-c", f'exec "$0" -m flows.cli "$@" {command}', sys.executable, *words],
+        cwd=ROOT, env=case.environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.timeout(600)
+def test_standard_output_that_takes_no_more_is_said_and_no_temporary_folder(tmp_path: Path) -> None:
+    for words in (("status", "--json"), ("status",)):
+        done = shell(">/dev/full", *words, "--store", str(tmp_path / "none"))
+        assert done.returncode == 1
+        (said,) = done.stderr.splitlines()
+        assert said.startswith("secateur: standard output cannot be written (No space left on device)")
+
+
+@pytest.mark.timeout(600)
+def test_a_command_works_with_standard_error_closed(tmp_path: Path) -> None:
+    done = shell("2>&-", "status", "--json", "--store", str(tmp_path / "none"))
+    assert (done.returncode, json.loads(done.stdout)) == (0, [])
+    assert shell("2>&-", "status", "no-such-run", "--store", str(tmp_path / "none")).returncode == 2

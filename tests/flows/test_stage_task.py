@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import CorruptError, InputError, ItemsError, StageError
+from cluster.errors import CorruptError, InputError, ItemsError, StageError, StoreError, StoreOutageError
 from flows.api_link import LINK
 from flows.artifacts import ProgressArtifacts, artifact_key, publish_markdown, publish_table
 from flows.signals import Interrupted, interruptible
-from flows.stage_task import in_flow_run, run_flow, stage_task
+from flows.stage_task import in_flow_run, retryable, run_flow, stage_task
 
 
 @pytest.fixture
@@ -99,8 +99,12 @@ def test_failures_are_tried_again_and_results_are_handed_over_as_they_are(prefec
 
 
 @pytest.mark.parametrize(
-    "error", [InputError("wrong label"), CorruptError("part was changed"), ItemsError("1 of 7 items failed")]
-)
+    "error",
+    [
+        InputError("wrong label"), CorruptError("part was changed"), ItemsError("1 of 7 items failed"),
+        StoreOutageError("GetObject of a/b: still failing after 30 tries in 120 s"),
+    ],
+)  # fmt: skip
 def test_hopeless_errors_come_out_at_once_and_unwrapped(prefect_url: str, error: Exception) -> None:
     body = Flaky(9, error)
     with pytest.raises(type(error)) as caught:
@@ -111,6 +115,18 @@ def test_hopeless_errors_come_out_at_once_and_unwrapped(prefect_url: str, error:
     assert flow_run.state.is_failed()
     assert task_run.state.is_failed()
     assert LINK.lost is None
+
+
+def test_what_was_made_of_an_outage_is_not_tried_again_and_what_may_pass_is() -> None:
+    try:
+        try:
+            raise StoreOutageError("still failing")
+        except StoreOutageError as outage:
+            raise OSError("no such table") from outage
+    except OSError as error:
+        assert not retryable(error)
+    assert retryable(OSError("disk is away")) and retryable(StoreError("the object changed"))
+    assert retryable(StageError("1 of 7 items failed"))
 
 
 def test_own_network_errors_are_not_taken_for_a_lost_api(prefect_url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from flows.attempts import Attempt
 from flows.lineage import load_lineage
 from flows.repair import verify_and_repair
 from flows.verify import Findings, verify_run
-from tests.flows.verify_case import cut, edit_seal, flip, made, parts, plan, seals, tree
+from tests.flows.verify_case import Elsewhere, cut, edit_seal, flip, made, parts, plan, seals, tree
 
 pytestmark = [pytest.mark.xdist_group("verify"), pytest.mark.timeout(300)]
 
@@ -234,23 +233,6 @@ def test_a_run_json_that_is_forged_contradicts_its_name_or_its_keys(tmp_path: Pa
     path.write_bytes(before + b" ")
     with pytest.raises(CorruptError, match="not as it was written"):
         verify(store)
-
-
-class Elsewhere:
-    """Take files of a store away and publish them later, once, whole and in order, as if a run wrote them then."""
-
-    def __init__(self, aside: Path, paths: list[Path]) -> None:
-        aside.mkdir()
-        self.lock = threading.Lock()
-        self.files = [(aside / str(number), path) for number, path in enumerate(paths)]
-        for taken, path in self.files:
-            path.rename(taken)
-
-    def write(self) -> None:
-        with self.lock:
-            while self.files:
-                taken, path = self.files.pop(0)
-                taken.rename(path)
 
 
 def _report_files(store: Path) -> list[Path]:

@@ -7,9 +7,14 @@ import functools
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cluster.record import Part, Seal
 from cluster.storage import Store
@@ -88,3 +93,41 @@ def edit_seal(path: Path, change: Callable[[dict[str, Any]], Any], *, forge: boo
         return
     path.write_bytes(json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
 
+
+class Elsewhere:
+    """Take files of a store away and publish them later, once, whole and in order, as if a run wrote them then."""
+
+    def __init__(self, aside: Path, paths: list[Path]) -> None:
+        aside.mkdir()
+        self.lock = threading.Lock()
+        self.files = [(aside / str(number), path) for number, path in enumerate(paths)]
+        for taken, path in self.files:
+            path.rename(taken)
+
+    def write(self) -> None:
+        with self.lock:
+            while self.files:
+                taken, path = self.files.pop(0)
+                taken.rename(path)
+
+
+def stages_of(tree_of: dict[str, bytes]) -> dict[str, bytes]:
+    """Return what a run must make again byte for byte: all but what was retired, and reports, which hold times."""
+    return {name: data for name, data in tree_of.items() if not name.startswith("retired/") and "/report/" not in name}
+
+
+def quarantined(tmp_path: Path) -> tuple[Path, Plan, Path]:
+    """Run a plan whose data hold one bad row; return the store, the plan and the only quarantine table."""
+    rows = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
+    rows[7, 1] = np.nan
+    table = pa.table({"a": rows[:, 0], "b": rows[:, 1], "c": rows[:, 2], "label": np.arange(120) % 2})
+    pq.write_table(table, tmp_path / "data.parquet")
+    own = config(
+        "data.source={use: parquet, args: {features: [a, b, c]}}", f"data.train={tmp_path}/data.parquet", "data.limit=null",
+        "data.max_bad_fraction=0.1",
+    )  # fmt: skip
+    store, made_of = tmp_path / "store", make_plan(own)
+    run_serially(made_of, Store(str(store)), SerialPool())
+    found = sorted(store.glob("stages/shard-*/quarantine/*.parquet"))
+    assert len(found) == 1
+    return store, made_of, found[0]

@@ -13,6 +13,7 @@ from cluster import s3, s3_files
 from cluster.errors import CorruptError
 from cluster.fingerprint import sha256
 from cluster.record import Unit, read_part
+from cluster.self_digest import BLANK, MARK, filled
 from cluster.storage import Store, read_uri, replace_uri, replacing_uri
 from tests.s3.proxy import Fault, FaultProxy
 
@@ -51,10 +52,11 @@ def test_a_large_object_is_created_once_and_read_whole(store: Store) -> None:
 
 def test_a_part_above_the_limit_is_published_and_checked_like_any_other(store: Store) -> None:
     unit = Unit(store, "stage", "0" * 64)
-    part = unit.publish_part("a.bin", DATA, len)
-    assert (part.size, part.sha256) == (len(DATA), sha256(DATA))
-    assert unit.publish_part("a.bin", DATA, len) == part == unit.find_part("a.bin", len)
-    assert read_part(store, part) == DATA
+    data = filled(DATA + MARK + BLANK)
+    part = unit.publish_part("a.bin", data, len)
+    assert (part.size, part.sha256) == (len(data), sha256(data))
+    assert unit.publish_part("a.bin", data, len) == part == unit.find_part("a.bin", len)
+    assert read_part(store, part) == data
 
 
 def test_below_the_limit_it_is_one_request(

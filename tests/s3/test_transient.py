@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import time
@@ -14,8 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster import retrying
-from cluster.errors import StoreError
+from cluster.errors import StoreError, StoreOutageError
+from cluster.lease import take
+from cluster.processes import Process
 from cluster.storage import Store, filesystem, open_uri, read_uri, replace_uri
+from flows.attempts import Attempt
+from flows.stage_task import stage_task
 from tests.s3.gateway import Gateway
 from tests.s3.proxy import Fault, FaultProxy
 
@@ -158,6 +163,38 @@ def test_a_failure_that_stays_is_one_message_after_the_budget(
         _until_it_gives_up(lambda: filled.list("x"), "ListObjectsV2 of .* still failing")
     # s3fs and boto below would have made 25 requests of each try.
     assert "GetObject of" in message and "x/here" in message and len(network.requests) < 200
+    assert filled.read("x/here") == DATA
+
+
+def test_after_an_outage_that_stays_a_stage_is_not_called_again_and_its_end_is_brief(
+    filled: Store, network: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    said: list[str] = []
+    lease = take(filled, "stages/proxy-0", Process.here())
+    assert lease is not None
+
+    def stage() -> None:
+        calls.append(1)
+        with lease:
+            try:
+                filled.read("x/here")
+            finally:
+                # What is tried for its whole budget from here on does not end before this test's time is up.
+                monkeypatch.setattr(retrying, "BUDGET_S", 10_000.0)
+
+    monkeypatch.setattr(retrying, "BUDGET_S", 1.0)
+    monkeypatch.setattr(retrying, "LAST_WORDS_S", 0.5)
+    with (
+        contextlib.ExitStack() as away,
+        pytest.raises(StoreOutageError, match=r"GetObject of .* still failing"),
+        Attempt(filled, "run", warn=said.append),
+    ):
+        # To the end of the attempt and beyond.
+        away.enter_context(network.doing(Fault("reset", times=100_000)))
+        stage_task(stage, name="proxy", retry_delay_s=0.01)()
+    assert len(calls) == 1
+    assert len(said) == 1 and ".end.json: still failing" in said[0]
     assert filled.read("x/here") == DATA
 
 

@@ -29,6 +29,18 @@ def tokens(length: int = 7, words: int = 11) -> Callable[[int], Tensor]:
     return lambda rows: torch.randint(0, words, (rows, length))
 
 
+def texts(length: int = 7, words: int = 11) -> Callable[[int], Tensor]:
+    """Return texts whose first word comes twice and most of which end in padding, 0."""
+
+    def draw(rows: int) -> Tensor:
+        out = torch.randint(1, words, (rows, length))
+        out[:, 1] = out[:, 0]
+        lengths = length - torch.arange(rows) % 5
+        return out * (torch.arange(length) < lengths.unsqueeze(1))
+
+    return draw
+
+
 def live_batch_norms(model: nn.Module) -> nn.Module:
     """Give batch norms statistics and weights that are not the identity."""
     for module in model.modules():
@@ -192,6 +204,28 @@ class Encoder(nn.Module):
         return self.out(self.body(x)[:, 0])
 
 
+class Text(nn.Module):
+    """A transformer encoder of words: padding, positions of its own, and one matrix as embedding and as output layer."""
+
+    def __init__(self, norm_first: bool) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 8, padding_idx=0)
+        self.places = nn.Parameter(torch.randn(1, 7, 8) * 0.3)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True, norm_first=norm_first)
+        # With its fused path left on: padding goes through nested tensors there, where nothing asks for a gradient.
+        self.body = nn.TransformerEncoder(layer, 2, nn.LayerNorm(8), enable_nested_tensor=not norm_first)
+        self.out = nn.Linear(8, 11)
+        self.out.weight = self.words.weight
+        for parameter in self.body.parameters():
+            if parameter.ndim == 1:
+                nn.init.normal_(parameter, 0.7, 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = (x != 0).unsqueeze(-1).float()
+        hidden = self.body(self.words(x) + self.places, src_key_padding_mask=x == 0)
+        return self.out((hidden * there).sum(1) / there.sum(1))
+
+
 class Tied(nn.Module):
     """One matrix as embedding and as output layer, and a second parameter shared by two modules."""
 
@@ -347,6 +381,8 @@ CASES: dict[str, Case] = {
     "attention, batch first": (lambda: Attention(True), sequences()),
     "attention, sequence first": (lambda: Attention(False), sequences()),
     "transformer encoder": (Encoder, images()),
+    "text encoder, norms after": (lambda: Text(False), texts()),
+    "text encoder, norms first": (lambda: Text(True), texts()),
     "tied weights": (Tied, tokens(6, CLASSES)),
     "module called twice": (Twice, images(3, 6)),
     "raw parameters": (Raw, vectors()),

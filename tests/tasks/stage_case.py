@@ -47,13 +47,13 @@ class DyingStore(Store):
 
     def __init__(self, uri: str, dies: Callable[[str], bool], after: bool = False) -> None:
         super().__init__(uri)
-        self.dies, self.after = dies, after
+        self.dies, self.publishes = dies, after
 
     def create(self, name: str, data: bytes) -> bool:
         """Publish, or die."""
         if not self.dies(name):
             return super().create(name, data)
-        if self.after:
+        if self.publishes:
             super().create(name, data)
         raise Killed(name)
 

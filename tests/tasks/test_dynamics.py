@@ -93,6 +93,27 @@ def test_state_is_independent_of_the_number_of_classes_and_presentations() -> No
     assert sum(value.numel() * value.element_size() for value in recorder.state_dict().values()) == 100 * 18
 
 
+def test_what_waits_is_counted_as_if_it_had_not_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import dynamics
+
+    generator = torch.Generator().manual_seed(0)
+    # Epochs of 30 examples in batches of 7, so that an example can wait twice; logits that are changed behind its back.
+    order = torch.cat([torch.randperm(30, generator=generator) for _ in range(5)]).split(7)
+    batches = [(rows.unique(), torch.randn(30, 3, generator=generator).round()) for rows in order]
+    targets = torch.arange(30) % 3
+    states = []
+    for room in (0, 50, 10_000):
+        monkeypatch.setattr(dynamics, "WAITING_LOGITS", room)
+        recorder = DynamicsRecorder(30)
+        for rows, logits in batches:
+            given = logits[rows]
+            recorder.observe(rows, given, targets[rows])
+            given.zero_()
+        states.append(recorder.state_dict())
+    for state in states[1:]:
+        assert all(torch.equal(state[name], states[0][name]) for name in DynamicsRecorder.FIELDS)
+
+
 def test_state_of_another_size_is_refused() -> None:
     with pytest.raises(CorruptError, match="values"):
         DynamicsRecorder(3).load_state_dict(DynamicsRecorder(4).state_dict())
@@ -104,4 +125,4 @@ def test_a_training_records_each_example_once_an_epoch() -> None:
     recorder = DynamicsRecorder(50)
     train_model(case.model_of(), case.arrays(50), case.settings(steps=9), case.pipeline_of(), recorder=recorder)
     # Two whole epochs of 4 batches, and one batch of 16.
-    assert sorted(recorder.presentations.tolist()) == [2] * 34 + [3] * 16
+    assert sorted(recorder.state_dict()["presentations"].tolist()) == [2] * 34 + [3] * 16

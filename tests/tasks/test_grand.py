@@ -78,6 +78,17 @@ def test_rows_that_pad_a_batch_leave_the_others_as_they_are(name: str) -> None:
     np.testing.assert_array_equal(grand(model, padded, labels)[:20], grand(model, inputs, targets)[:20])
 
 
+@pytest.mark.parametrize("norms", ["norms after", "norms first"])
+@pytest.mark.parametrize("learns", ["words", "body", "out.bias"])
+def test_an_encoder_of_which_a_part_learns_is_seen_through_its_fused_path(norms: str, learns: str, looped: list[int]) -> None:
+    # Frozen layers may run as one fused operation. What flows through them, and what they hide, must be right.
+    model, inputs, targets = make(f"text encoder, {norms}", 12)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(learns))
+    np.testing.assert_allclose(grand(model, inputs, targets), oracle.gradient_norms(model, inputs, targets), rtol=1e-5)
+    assert looped == []
+
+
 def test_trap_3_gradients_are_of_the_examples_own_loss_not_of_the_mean() -> None:
     model, inputs, targets = make("cnn", 12)
     expected = oracle.gradient_norms(model, inputs, targets)

@@ -15,10 +15,10 @@ from cluster.errors import CorruptError, InputError
 from cluster.fingerprint import sha256
 from cluster.record import Seal, Unit
 from cluster.storage import Store, filesystem
-from tasks import merge_worker
+from tasks import merge_totals
 from tasks.dataset import Dataset
 from tasks.merge import MergeInputs, merge_key, merge_stage, own_scores_key, scores_digest
-from tasks.merge_worker import spearman
+from tasks.merge_columns import spearman
 from tasks.pool import SerialPool
 from tasks.proxy import ProxyInputs, ProxySpec, proxy_stage
 from tasks.schemas import TRAIN, score_table_schema
@@ -167,7 +167,7 @@ def test_spearman_has_mean_ranks_for_ties_and_none_for_constants() -> None:
 def test_beyond_a_million_rows_a_hash_sample_is_taken_and_named(
     base: Base, score: Seal, merged: Seal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge_worker, "EXACT_ROWS", 100)
+    monkeypatch.setattr(merge_totals, "EXACT_ROWS", 100)
     samples = []
     for shard_rows in (60, 25):
         data = base.spec(shard_rows)

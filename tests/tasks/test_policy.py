@@ -102,16 +102,18 @@ def test_the_default_family_is_valid_and_has_both_ends_and_no_line_twice() -> No
     assert len(wide.candidates) == len(FAMILY) and not wide.left_out
     assert {spec.direction for spec in wide.candidates.values()} == {"high", "low"}
     assert {spec.protocol for spec in wide.candidates.values()} >= {
-        "topk", "exact", "approximate", "tempered", "ccs", "band", "pps"
+        "topk", "exact", "approximate", "tempered", "raked", "ccs", "band", "prototype_band", "pps"
     }  # fmt: skip
     assert all(PROTOCOLS[str(line["protocol"])].ranks for line in FAMILY)
+    # What a race costs at most: it is stated in docs/decisions/0013-the-race.md.
+    assert len(FAMILY) == 19 and sum(race_size(19, (2, 4, 8), 1 / 3)) == 72
     names = {name for keep in (0.01, 0.05, 0.1, 0.3) for name in family_at(FAMILY, keep, ["el2n"], "exclude").candidates}
     assert names == set(wide.candidates)
 
 
 def test_what_cannot_be_drawn_at_a_keep_is_left_out_with_the_reason() -> None:
     found = family_at(FAMILY, 0.1, ["el2n"], "exclude")
-    assert list(found.left_out) == ["band el2n beta=0.02 width=0.08"]
+    assert list(found.left_out) == ["band el2n beta=0.02 width=0.08", "prototype_band el2n beta=0.02 width=0.08"]
     assert "only 0.08" in found.left_out["band el2n beta=0.02 width=0.08"]
     # Of a score that is kept low pps draws nothing, and the ends are the other way round.
     margin = family_at(FAMILY, 0.01, ["margin"], "exclude")

@@ -33,14 +33,17 @@ def simulate(rows: ArrayRows, chosen: SelectionSpec, value: F64) -> tuple[F64, F
     estimates, drawn, chance = np.empty(DRAWS), np.zeros(N), np.zeros(N)
     for seed in range(DRAWS):
         table = calibrated_selection(rows, chosen, seed)
-        group = 0 if table.explore_group is None else table.explore_group
-        by_row = table.explore_prob is not None
-        weight = table.explore_weight if by_row else table.design.explore_weight[group]
-        chance[table.explore_id] = table.explore_prob if by_row else table.design.explore_prob[group]
-        chance[table.signal_id] = 1
-        drawn[table.explore_id] += 1
-        drawn[table.signal_id] += 1
-        total = (value[table.explore_id] * weight).sum() + value[table.signal_id].sum() * table.design.signal_weight[0]
+        # One group, and one weight for either arm, unless the table says more.
+        group = getattr(table, "explore_group", None)
+        group = 0 if group is None else group
+        by_row = getattr(table, "explore_prob", None)
+        weight = table.design.explore_weight[group] if by_row is None else table.explore_weight
+        explored, signal = table.explore_id, table.signal_id
+        chance[explored] = table.design.explore_prob[group] if by_row is None else by_row
+        chance[signal] = 1
+        drawn[explored] += 1
+        drawn[signal] += 1
+        total = (value[explored] * weight).sum() + value[signal].sum() * table.design.signal_weight[0]
         # Weights are d times m/n of what they speak for: a mean over the m drawn is the estimate of the mean.
         estimates[seed] = total / table.num_rows
     return estimates, drawn, chance

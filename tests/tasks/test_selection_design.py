@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import CorruptError, InputError
 from tasks.samplers.design import proportional, split_budget, total_budget
-from tasks.selection import calibrated_selection, drawing, threshold
+from tasks.selection import calibrated_selection, streamed_drawing, threshold
 from tasks.selection.order import kept_first_counts, sortable_bits, value_of
 from tasks.selection.rows import ArrayRows
 from tests.oracles import selection as oracle
@@ -186,14 +186,14 @@ def test_a_first_cut_that_is_too_small_is_widened(monkeypatch: pytest.MonkeyPatc
     rows = random_rows(20000, 7)
     usual = columns(rows, spec("exact", 0.1, 0.2), 1)
     tries = []
-    drawn = drawing.Drawing._draw
+    drawn = streamed_drawing.StreamedDrawing._draw
 
     def counting(self: object, *arguments: object) -> object:
         tries.append(arguments)
         # From the second try on the margin is the one the first should have had.
         return drawn(self, arguments[0], 6.0 if len(tries) > 1 else -6.0)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(drawing.Drawing, "_draw", counting)
+    monkeypatch.setattr(streamed_drawing.StreamedDrawing, "_draw", counting)
     assert same(columns(rows, spec("exact", 0.1, 0.2), 1), usual)
     assert len(tries) == 2
 

@@ -10,7 +10,7 @@ import pytest
 from cluster.errors import InputError
 from tasks.hashing import hash64
 from tasks.samplers.design import total_budget
-from tasks.selection import calibrated_selection, drawing
+from tasks.selection import calibrated_selection, streamed_drawing
 from tasks.selection.rows import ArrayRows
 from tasks.selection.table import SelectionTable
 from tasks.tables import encode_table
@@ -105,7 +105,7 @@ def test_groups_are_selected_as_each_would_be_alone() -> None:
 
 def traced_peaks() -> list[int]:
     """Return the peaks of a draw of 2,000 rows from two numbers of rows. Leaves tracing on: for a process of its own."""
-    drawing.OPEN_ROWS = 2**13
+    streamed_drawing.OPEN_ROWS = 2**13
     peaks = []
     tracemalloc.start()
     for n in (2**18, 2**20):

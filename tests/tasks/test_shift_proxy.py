@@ -23,7 +23,10 @@ from tasks.models.build import build_model
 from tasks.pool import SerialPool
 from tasks.proxy import load_checkpoint
 from tasks.schemas import TRAIN
+from tasks.score import ScoreSpec
 from tasks.shift.features import load_features
+from tasks.shift.spec import ShiftSpec
+from tasks.spec import Use
 from tests.flows import verify_case
 from tests.flows.serial_run import run_serially
 from tests.tasks.stage_case import part_bytes
@@ -34,7 +37,7 @@ Run = tuple[Plan, Store, Path]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("proxy-shift")
-    plan, store = verify_case.plan("shift.features=proxy"), Store(str(folder / "store"))
+    plan, store = verify_case.plan(), Store(str(folder / "store"))
     run_serially(plan, store, SerialPool())
     return plan, store, folder / "store"
 
@@ -75,10 +78,33 @@ def test_features_come_from_the_proxy_and_figures_from_all_they_read(run: Run) -
     assert sources["features", plan.features or ""] == {("shard", plan.shard), ("proxy", plan.proxies[0])}
     for one in plan.shifts:
         assert {stage for stage, _ in sources["shift", one.key]} == {"shard", "merge", "features", "select", "subset"}
-    plain = verify_case.plan()
+    plain = verify_case.plan("shift.features=inputs")
     assert plain.features != plan.features and plain.merge == plan.merge
-    assert verify_case.plan("proxy.seeds=2", "shift.features=proxy").features == plan.features
-    assert verify_case.plan("proxy.lr=0.01", "shift.features=proxy").features != plan.features
+    assert verify_case.plan("proxy.seeds=2").features == plan.features
+    assert verify_case.plan("proxy.lr=0.01").features != plan.features
+
+
+def test_features_are_a_proxys_where_one_of_a_built_in_model_is_trained(run: Run) -> None:
+    plan, _, _ = run
+    assert plan.config.shift is not None and plan.config.shift.features == "proxy"
+    assert verify_case.plan("shift.features=proxy").run_name == plan.run_name
+    # What was recorded is read back as it was meant.
+    again = parse_config(plan.config.model_dump(mode="json"))
+    assert again == plan.config
+    inputs = verify_case.config("shift.features=inputs")
+    assert parse_config(inputs.model_dump(mode="json")).shift == inputs.shift
+    for settings in (["proxy.model=mine.models:net", "code=[tests]"], ["score.scores=[random]", "select.arms.0.score=random"]):
+        found = verify_case.config(*settings).shift
+        assert found is not None and found.features == "inputs"
+
+
+def test_on_cuda_the_stage_takes_the_gpus_of_the_score_stage_where_it_was_given_none() -> None:
+    score = ScoreSpec.model_validate({"scores": ["el2n"], "numerics": {"device": "cuda"}, "resources": {"gpus": 0.5}})
+    named = ShiftSpec().named(score, Use(use="mlp"))
+    assert (named.features, named.resources.gpus) == ("proxy", 0.5)
+    asked = ShiftSpec.model_validate({"resources": {"gpus": 1}}).named(score, Use(use="mlp"))
+    assert asked.resources.gpus == 1
+    assert ShiftSpec().named(score, None).features == "inputs" and not ShiftSpec().named(score, None).resources.gpus
 
 
 def test_what_is_lost_is_healed_to_the_same_bytes(run: Run) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from cluster import lease
 from cluster.errors import InputError, StageError
 from cluster.record import Seal, Unit
 from cluster.storage import Store
@@ -171,10 +172,12 @@ def test_trap_11_replicates_differ(place: tuple[Store, Seal]) -> None:
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", range(1, 9))
 def test_a_death_at_any_write_is_resumed_to_the_same_bytes(
-    place: tuple[Store, Seal], tmp_path: Path, at: int, after: bool
+    place: tuple[Store, Seal], tmp_path: Path, at: int, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Writes of one training: its lease, 4 work checkpoints, 2 parts, the seal.
     store, index = place
+    # This process lives on, and so would the lease of the one that "died" right after it took it.
+    monkeypatch.setattr(lease, "VOID_AFTER_S", 0.1)
     (want,) = run(SPEC, [full()], store, index)
     fresh, _ = indexed(tmp_path)
     with pytest.raises(Killed):

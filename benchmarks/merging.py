@@ -1,0 +1,205 @@
+"""Merge the scores of four proxies with the index, beside joins on id: `python -m benchmarks.merging`.
+
+What is merged is what a store holds: an index (id, position, split, label) and a score stage's parts (id, then mean, standard
+deviation and the four proxies' scores), SHARD_ROWS rows a file, ids ascending and disjoint. Peers read the same files, join them
+on id and write the same columns of the same rows with the same codec: a join of two tables, where four with one column each
+would be three joins. They check no digest, sync no file, count no column and compare no seeds, as the stage does. Every way's
+rows are compared with every other's. Ours is timed from the stage's call to its seal, Ray's start-up reported beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.contest import Row, Run, in_turn, run_python, table
+from cluster.fingerprint import sha256
+from cluster.record import Unit
+from cluster.storage import Store
+from tasks.hashing import hash64
+from tasks.schemas import INDEX, TRAIN, VALIDATION, scores_schema
+from tasks.shard_records import pack_shards
+from tasks.sources.protocol import Shard
+from tasks.tables import encode_table
+
+SHARD_ROWS, PROXIES, THREADS = 2**19, 4, 2
+COLUMNS = ["el2n", "el2n_std", *(f"el2n_s{number}" for number in range(PROXIES))]
+INDEX_KEY, SCORE_KEY = sha256(b"index"), sha256(b"score")
+
+PEERS = ("DuckDB", "Polars", "Polars, told that ids ascend")
+
+OURS = "import sys; from benchmarks.merging import merge; merge(sys.argv[1], sys.argv[2])"
+
+DUCKDB = """
+import sys, duckdb
+c = duckdb.connect(); c.execute("SET threads=2"); c.execute(f"SET temp_directory='{sys.argv[4]}'")
+c.execute("SET preserve_insertion_order=false"); c.execute("SET enable_progress_bar=false")
+c.execute(f"COPY (SELECT i.example_id, i.label, s.* EXCLUDE (example_id) FROM read_parquet('{sys.argv[1]}/*.parquet') i "
+          f"JOIN read_parquet('{sys.argv[2]}/*.parquet') s USING (example_id) WHERE i.split = 0) TO '{sys.argv[3]}' "
+          f"(FORMAT parquet, COMPRESSION lz4_raw)")
+"""
+
+POLARS = """
+import os, sys
+os.environ["POLARS_MAX_THREADS"] = "2"
+import polars as pl
+i, s = (pl.scan_parquet(folder + "/*.parquet") for folder in sys.argv[1:3])
+i = i.filter(pl.col("split") == 0).select("example_id", "label")
+i.join(s, on="example_id").sink_parquet(sys.argv[3], compression="lz4")
+"""
+
+POLARS_SORTED = """
+import os, sys
+os.environ["POLARS_MAX_THREADS"] = "2"
+import polars as pl
+i, s = (pl.scan_parquet(folder + "/*.parquet").set_sorted("example_id") for folder in sys.argv[1:3])
+i = i.filter(pl.col("split") == 0).select("example_id", "label")
+i.join(s, on="example_id").sink_parquet(sys.argv[3], compression="lz4")
+"""
+
+
+def make_store(root: Path, rows: int) -> Store:
+    """Return a store with the index and the sealed score stage of `rows` examples, 0.1 % of them validation."""
+    store = Store(str(root))
+    index, score = Unit(store, "shard", INDEX_KEY), Unit(store, "score", SCORE_KEY)
+    shards, indexed, scored = [], [], []
+    for number, start in enumerate(range(0, rows, SHARD_ROWS)):
+        generator = np.random.default_rng(number)
+        size = min(SHARD_ROWS, rows - start)
+        shard = Shard("train", "data.parquet", "", start, size, start, f"{number:012x}".ljust(64, "0"))
+        ids = np.arange(start, start + size)
+        split = np.where(generator.random(size) < 0.001, VALIDATION, TRAIN).astype(np.int8)
+        arrays = [ids, ids, split, generator.integers(0, 1000, size)]
+        whole = pa.table([pa.array(array) for array in arrays], schema=INDEX)
+        ids = ids[split == TRAIN]
+        level = generator.gamma(2.0, 0.2, len(ids)).astype(np.float32)
+        each = np.stack([level * generator.uniform(0.5, 1.5, len(ids)).astype(np.float32) for _ in range(PROXIES)])
+        values = [each.mean(0), each.std(0, ddof=1), *each]
+        table_of = pa.table([pa.array(array) for array in [ids, *values]], schema=scores_schema(COLUMNS))
+        for unit, one, parts in ((index, whole, indexed), (score, table_of, scored)):
+            parts.append(unit.publish_part(shard.part_name, encode_table(one, unit.key), lambda _, one=one: one.num_rows))
+        shards.append(shard)
+    train = sum(part.rows for part in scored)
+    index.publish_seal(indexed, {"num_train": train, "num_rows": rows, "shards": pack_shards(shards)})
+    score.publish_seal(scored, {"columns": COLUMNS, "directions": dict.fromkeys(COLUMNS, "high"), "num_rows": train})
+    return store
+
+
+def parts_of(store: Store, stage: str) -> Path:
+    """Return the folder of a stage's parts."""
+    return next(Path(store.uri).glob(f"stages/{stage}-*/parts"))
+
+
+def merge(root: str, scratch: str) -> None:
+    """Run the merge stage on THREADS workers of the real pool, and print the seconds from its call to its seal."""
+    from cluster.session import RaySession
+    from tasks.merge import MergeInputs, merge_stage
+    from tasks.sources.spec import DataSpec
+    from tasks.spec import Resources
+
+    store = Store(root)
+    index, score = Unit(store, "shard", INDEX_KEY).seal(), Unit(store, "score", SCORE_KEY).seal()
+    assert index is not None and score is not None
+    data = DataSpec.model_validate({"source": "parquet", "train": "data.parquet"})
+    inputs = MergeInputs(data, index, score, resources=Resources(workers=THREADS))
+    with RaySession("local", (), Path(scratch)) as session:
+        start = time.perf_counter()
+        merge_stage(inputs, store, session.pool())
+        seconds = time.perf_counter() - start
+    print(json.dumps(seconds))
+
+
+def content(files: Iterable[Path]) -> tuple[int, int]:
+    """Return how many rows files hold, and a sum over them of a hash of all that is in a row: in any order the same."""
+    rows = total = 0
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(2**18):
+            word = np.zeros(batch.num_rows, np.uint64)
+            for name in ("example_id", "label", *COLUMNS):
+                values = batch.column(name).to_numpy()
+                bits = values.view(np.int32).astype(np.int64) if values.dtype == np.float32 else values
+                word = hash64(name, 0, (word ^ bits.view(np.uint64)).view(np.int64))
+            rows, total = rows + batch.num_rows, (total + int(word.sum())) % 2**64
+    return rows, total
+
+
+class Contest:
+    """Hold a store and the ways of merging it; what the first turn of each way wrote is read and compared."""
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self.folder = folder
+        self.store = make_store(folder / "store", rows)
+        self.inputs = [parts_of(self.store, stage) for stage in ("shard", "score")]
+        self.contents: dict[str, tuple[int, int]] = {}
+
+    def ours(self) -> Run:
+        """Run the stage; a second run would find the first one's parts, so these are removed."""
+        run = run_python(OURS, self.store.uri, self.folder / "ray")
+        parts = parts_of(self.store, "merge")
+        self.compare("secateur", parts.glob("*.parquet"))
+        shutil.rmtree(parts.parent)
+        return Run(run.said, run.peak_mib, run.seconds - run.said)
+
+    def peer(self, name: str, code: str) -> Run:
+        """Run a peer's code."""
+        out, spill = self.folder / "out.parquet", self.folder / "spill"
+        spill.mkdir(exist_ok=True)
+        run = run_python(code, *self.inputs, out, spill)
+        self.compare(name, [out])
+        out.unlink()
+        return run
+
+    def compare(self, name: str, files: Iterable[Path]) -> None:
+        """Raise ValueError where what a way wrote first is not what the others did."""
+        if name not in self.contents:
+            self.contents[name] = content(files)
+            if len(set(self.contents.values())) > 1:
+                raise ValueError(f"the ways of merging differ in rows and their content: {self.contents}")
+
+
+def measure(rows: int, repeats: int) -> dict[str, Run]:
+    """Return the median run of each way."""
+    with tempfile.TemporaryDirectory() as name:
+        contest = Contest(Path(name), rows)
+        ways = {"secateur": contest.ours}
+        for peer, code in zip(PEERS, (DUCKDB, POLARS, POLARS_SORTED)):
+            ways[peer] = partial(contest.peer, peer, code)
+        return in_turn(ways, repeats)
+
+
+def rows_of(found: dict[str, Run], rows: int) -> list[Row]:
+    """Return the lines of the table."""
+    mine = found["secateur"]
+    said = f"{mine.seconds:.2f} s, {mine.peak_mib:.0f} MiB"
+    out = []
+    for peer in PEERS:
+        its = found[peer]
+        ratio = its.seconds / mine.seconds
+        met = ratio >= 3 and mine.peak_mib * 2**20 <= 1e9
+        work, note = f"merge of {PROXIES} proxies' scores, {rows:.0e} rows", f"start-up of Ray {mine.said:.1f} s"
+        out.append(Row(work, f"{peer}: join on id", ">= 3x, <= 1 GB", said, f"{its.seconds:.2f} s, {its.peak_mib:.0f} MiB",
+                       f"{ratio:.2f}x", met, note))  # fmt: skip
+    return out
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=10**8)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    print(table(rows_of(measure(arguments.rows, arguments.repeats), arguments.rows)))
+
+
+if __name__ == "__main__":
+    main()
