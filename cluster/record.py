@@ -15,7 +15,7 @@ from typing import Any, overload
 
 from cluster.errors import CorruptError, InputError, LoosePartError
 from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
-from cluster.self_digest import examined
+from cluster.self_digest import examined, filled
 from cluster.storage import Store
 
 
@@ -221,7 +221,14 @@ class Unit:
         """Return the record and the bytes of an object of this unit by its name in the store, as `find_part` does."""
         try:
             data = self.store.read(full)
-            return Part(full, *_accepted(data, self.store.url(full), check)), data
+            unchanged, digest = examined(data, full)
+            # Nothing decodes bytes that are not as they were written, and written here.
+            if not unchanged:
+                raise CorruptError(
+                    f"part {self.store.url(full)} does not match the digest it holds: it was cut short or changed after "
+                    "publishing, or belongs elsewhere"
+                )
+            return Part(full, check(data), len(data), digest), data
         except FileNotFoundError:
             return None
         except (CorruptError, IsADirectoryError) as error:
@@ -233,12 +240,14 @@ class Unit:
     def publish_part(self, name: str, data: bytes, check: Callable[[bytes], int]) -> Part:
         """Publish a part create-only and return its record; where another writer was first, check and adopt theirs.
 
-        The bytes hold their own digest (cluster.self_digest). `check(bytes) -> rows` raises CorruptError unless they are a
-        whole part of this unit. Both are held against them before the write too: nothing that no one can read is published.
+        `data` hold a place for their digest, which is filled in here (cluster.self_digest). `check(bytes) -> rows` raises
+        CorruptError unless they are a whole part of this unit; it runs before the write too, so that nothing unreadable is
+        ever published.
         """
         full = self.part_name(name)
         where = self.store.url(full)
-        part = Part(full, *_accepted(data, where, check))
+        data = filled(data, full)
+        part = Part(full, check(data), len(data), sha256(data))
         if self.store.create(full, data):
             return part
         winner = self.find_part(name, check)
@@ -258,15 +267,6 @@ class Unit:
         if winner is None:
             raise CorruptError(f"seal of {self.folder} was there and is gone: something else removes from this store")
         return winner
-
-
-def _accepted(data: bytes, where: str, check: Callable[[bytes], int]) -> tuple[int, int, str]:
-    """Return rows, size and sha256 of a whole part. Raises CorruptError."""
-    unchanged, digest = examined(data)
-    # Nothing decodes bytes that are not as they were written.
-    if not unchanged:
-        raise CorruptError(f"part {where} does not match the digest it holds: it was cut short or changed after publishing")
-    return check(data), len(data), digest
 
 
 def read_part(store: Store, part: Part) -> bytes:

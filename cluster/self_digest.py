@@ -1,4 +1,4 @@
-"""The sha256 that an object carries in itself: any change of its bytes shows while no seal vouches for them yet."""
+"""The sha256 that an object carries in itself: any change of its bytes or its name shows while no seal vouches for it yet."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ Texts in a footer are JSON and hold no control character, and values lie before 
 """
 
 
-def filled(data: bytes) -> bytes:
-    """Return `data` with the sha256 of all its bytes in place of the BLANK behind its last MARK."""
+def filled(data: bytes, name: str) -> bytes:
+    """Return `data` with the sha256 of all its bytes and of its name in the store in place of the BLANK behind its last MARK."""
     at = data.rfind(MARK) + len(MARK)
     view = memoryview(data)
     if at < len(MARK) or view[at : at + len(BLANK)] != BLANK:
         raise ValueError(f"an object without a place for its own digest: write {MARK!r} and {BLANK!r} at its end")
-    return b"".join((view[:at], sha256(data).encode(), view[at + len(BLANK) :]))
+    digest = hashlib.sha256(data)
+    digest.update(name.encode())
+    return b"".join((view[:at], digest.hexdigest().encode(), view[at + len(BLANK) :]))
 
 
-def examined(data: bytes) -> tuple[bool, str]:
-    """Return whether `data` are as `filled` made them, and the sha256 of all of them, in one pass.
+def examined(data: bytes, name: str) -> tuple[bool, str]:
+    """Return whether `data` are as `filled` made them for this name, and the sha256 of all of them, in one pass.
 
     A pass takes 0.5 s a GB of what is stored, encoding a table 1 s (scores) to 14 s (random bytes). A record needs one pass
     in any case: what is published costs one more, what is taken over none.
@@ -43,20 +45,21 @@ def examined(data: bytes) -> tuple[bool, str]:
     whole.update(view[at:])
     own.update(BLANK)
     own.update(view[at + len(BLANK) :])
+    own.update(name.encode())
     return view[at : at + len(BLANK)] == own.hexdigest().encode(), whole.hexdigest()
 
 
-def encode_json(body: dict[str, Any], what: str) -> bytes:
-    """Return the canonical JSON of `body` with a field `digest`, the sha256 of the same JSON without it."""
-    return canonical_json({**body, "digest": sha256(canonical_json(body, what))}, what)
+def encode_json(body: dict[str, Any], name: str) -> bytes:
+    """Return the canonical JSON of `body` with a field `digest`: the sha256 of the same JSON without it, and of its name."""
+    return canonical_json({**body, "digest": sha256(canonical_json(body, name) + name.encode())}, name)
 
 
-def decode_json(data: bytes) -> dict[str, Any]:
-    """Return the body in the bytes of `encode_json`. Raises ValueError where they are not these bytes."""
+def decode_json(data: bytes, name: str) -> dict[str, Any]:
+    """Return the body in the bytes of `encode_json` for this name. Raises ValueError where they are not these bytes."""
     body = json.loads(data)
     if not isinstance(body, dict) or "digest" not in body:
         raise ValueError("it has no digest")
     del body["digest"]
-    if encode_json(body, "record") != data:
-        raise ValueError("it does not match its own digest")
+    if encode_json(body, name) != data:
+        raise ValueError("it does not match the digest it holds")
     return body

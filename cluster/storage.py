@@ -20,10 +20,12 @@ from typing import Any, BinaryIO, Protocol, cast
 
 from cluster import retrying
 from cluster.errors import InputError, StoreError, StoreRefusedError, outage_of
+from cluster.file_errors import in_folders, naming
 from cluster.guarantees import LARGE, SMALL, Guarantees, probe
 from cluster.s3 import S3Objects, endpoint, trust_endpoint
 
 LEFTOVER_SECONDS = 86_400
+FOLDER = "a folder"
 _log = logging.getLogger("secateur.store")
 # What this process has found of each store, and those whose weakness it has told of.
 _found: dict[str, Guarantees] = {}
@@ -48,18 +50,6 @@ class Objects(Protocol):
     def list(self, prefix: str) -> list[str]: ...
     def remove(self, name: str) -> None: ...
     def open(self, name: str) -> BinaryIO: ...
-
-
-@contextlib.contextmanager
-def _naming(place: Path) -> Iterator[None]:
-    """Name the place in an error of a full disk: what writing and syncing raise says nothing of it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        said = f"{error.strerror}: free some space there or move it to a larger disk, then run the same command again"
-        raise OSError(error.errno, said, str(place)) from error
 
 
 class FileObjects:
@@ -103,7 +93,8 @@ class FileObjects:
             )
         # One by one, the highest first: Python's own way to make them all calls itself for each.
         for place in reversed(missing):
-            place.mkdir(exist_ok=True)
+            with in_folders(place / "object"):
+                place.mkdir(exist_ok=True)
             self._sync_folder(place.parent)
 
     @staticmethod
@@ -118,7 +109,7 @@ class FileObjects:
         final = self.root / name
         created = False
         if not final.exists():
-            with _naming(self.root):
+            with naming(self.root):
                 created = self._create(final, data)
         self._begin(name)
         return created
@@ -132,6 +123,8 @@ class FileObjects:
             self._make_folder(final.parent)
             os.link(scratch, final)
         except FileExistsError:
+            if obstacle := self.obstacle(str(final)):
+                raise StoreError(f"{final} is {obstacle}, and an object of the store belongs there: remove it") from None
             return False
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
@@ -146,7 +139,7 @@ class FileObjects:
         return True
 
     def replace(self, name: str, data: bytes) -> None:
-        with _naming(self.root):
+        with naming(self.root):
             self._replace(self.root / name, data)
         self._begin(name)
 
@@ -160,7 +153,8 @@ class FileObjects:
         self._sync_folder(final.parent)
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        with in_folders(self.root / name):
+            return (self.root / name).read_bytes()
 
     def exists(self, name: str) -> bool:
         return (self.root / name).is_file()
@@ -176,7 +170,14 @@ class FileObjects:
             (self.root / name).unlink()
 
     def open(self, name: str) -> BinaryIO:
-        return (self.root / name).open("rb")
+        with in_folders(self.root / name):
+            return (self.root / name).open("rb")
+
+    def obstacle(self, name: str) -> str:
+        path = self.root / name
+        if path.is_file() or not os.path.lexists(path):
+            return ""
+        return FOLDER if path.is_dir() else "a link that leads nowhere" if path.is_symlink() else "no file"
 
     def tidy(self) -> None:
         """Remove scratch files that killed writers left a day ago or longer; then empty tmp and root folders."""
@@ -244,9 +245,20 @@ class Store:
         """Return whether the object is there now."""
         return self.objects.exists(check_name(name))
 
+    def others(self, prefix: str) -> list[str]:
+        """Return the sorted names under the folder `prefix` of what is no object: folders, links that lead nowhere."""
+        if not isinstance(self.objects, FileObjects):
+            return []
+        root = self.objects.root
+        return sorted(str(path.relative_to(root)) for path in (root / check_name(prefix)).rglob("*") if not path.is_file())
+
     def list(self, prefix: str) -> list[str]:
         """Return the sorted names under the folder `prefix`."""
         return self.objects.list(check_name(prefix))
+
+    def obstacle(self, name: str) -> str:
+        """Return what lies under `name` so that no object can be there: FOLDER, "a link that leads nowhere"; else ""."""
+        return self.objects.obstacle(check_name(name)) if isinstance(self.objects, FileObjects) else ""
 
     def remove(self, name: str) -> None:
         """Remove an object of work in progress; nothing happens where it is gone already."""
@@ -335,7 +347,7 @@ def replace_uri(uri: str, data: bytes) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     scratch = final.parent / f".{final.name}.{uuid.uuid4().hex}"
     try:
-        with _naming(final.parent):
+        with naming(final.parent):
             with scratch.open("xb") as file:
                 file.write(data)
                 file.flush()
@@ -361,7 +373,7 @@ def replacing_uri(uri: str) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     scratch = final.parent / f".{final.name}.{uuid.uuid4().hex}"
     try:
-        with _naming(final.parent):
+        with naming(final.parent):
             yield scratch
             with scratch.open("rb+") as file:
                 os.fsync(file.fileno())

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import traceback
 from typing import Annotated, Any, NoReturn, TextIO, cast
 
@@ -17,8 +16,10 @@ import typer
 from cluster.code import check_own_packages
 from cluster.control_characters import show_controls
 from cluster.errors import InputError, SecateurError
+from cluster.file_errors import is_full
 from cluster.redaction import scrub
-from flows.output import ResultStream, open_standard_error, own_output, results, say
+from flows.advice import said_of
+from flows.output import DROPPED, ResultStream, end_standard_error, open_standard_streams, own_output, results, say
 
 app = typer.Typer(
     name="secateur",
@@ -72,15 +73,10 @@ def resume(run: Run, store: StoreOption = "./store", ray: Ray = "local", as_json
     """Go on with a run that did not finish."""
     from cluster.storage import Store
     from flows.execute import execute
-    from flows.plan import find_states
     from flows.runs import plan_of
 
     with own_output():
-        place = Store(store)
-        planned = plan_of(run, place)
-        # A broken seal ends it here, before anything is started.
-        find_states(planned, place)
-        execute(planned.config, store, ray, as_json)
+        execute(plan_of(run, Store(store)).config, store, ray, as_json)
 
 
 @app.command()
@@ -218,15 +214,24 @@ def doctor(store: StoreOption = "./store", ray: Ray = "local", as_json: Json = F
 
 
 class DiscreetStream:
-    """Be standard error for a block: what anybody writes there, warnings of libraries included, loses its secrets."""
+    """Be standard error for a block: what anybody writes there, warnings of libraries included, loses its secrets.
+
+    What cannot be written is dropped: it is no part of the results, and changes neither them nor the exit code.
+    """
 
     def __init__(self, below: TextIO) -> None:
         self.below = below
 
     def write(self, text: str) -> int:
         """Write the text without its secrets."""
-        self.below.write(scrub(text))
+        with contextlib.suppress(*DROPPED):
+            self.below.write(scrub(text))
         return len(text)
+
+    def flush(self) -> None:
+        """Write out what is waiting, if it can be."""
+        with contextlib.suppress(*DROPPED):
+            self.below.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.below, name)
@@ -245,18 +250,20 @@ def fail(message: str, exit_code: int) -> NoReturn:
 
 def main() -> None:
     """Run the command and end with its exit code: 0 done, 1 failed, 2 wrong input, 130 or 143 interrupted."""
-    open_standard_error()
-    output = sys.stdout and cast(Any, ResultStream(sys.stdout))
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(cast(Any, DiscreetStream(sys.stderr))):
-        _main()
+    open_standard_streams()
+    output, error = cast(Any, ResultStream(sys.stdout)), cast(Any, DiscreetStream(sys.stderr))
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+            _main()
+    finally:
+        end_standard_error()
 
 
 def _main() -> None:
     try:
         check_own_packages()
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         sys.exit(code)
     except SecateurError as error:
         if os.environ.get("SECATEUR_TRACEBACK"):
@@ -269,9 +276,7 @@ def _main() -> None:
         if error.errno == errno.ENAMETOOLONG:
             fail(f"{str(error.filename or error)[:80]}... is longer than a file's name or path may be; name a shorter one", 2)
         # Of the store, nearly always: a place that may not be read, a service that refuses.
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None
-        hint = f"; free some space in the temporary folder {tempfile.gettempdir()}, or set TMPDIR to another" if full else ""
-        fail(f"{type(error).__name__}: {error}{hint}", 1)
+        fail(said_of(error) + ("; then run the same command again" if is_full(error) else ""), 1)
     except Exception:
         # A fault of ours or of the user's code: where it happened helps, what it holds must not leak.
         print(show_controls(traceback.format_exc()), end="", file=sys.stderr)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import shlex
 import sys
 from typing import Any
 
-from cluster.errors import CorruptError, InputError, SecateurError, StageError
+from cluster.errors import InputError, SecateurError, StageError
+from cluster.redaction import scrub
 from cluster.scratch import owned_folder, sweep
 from cluster.session import set_farewell
 from cluster.storage import Store
+from flows.advice import advised, mending, needs_mending, said_of
 from flows.budgets import check_budgets
 from flows.config import RunConfig
 from flows.plan import Plan, find_states, make_plan
@@ -26,7 +29,8 @@ def execute(config: RunConfig, store_uri: str, ray: str, as_json: bool) -> None:
     """
     store = Store(store_uri)
     plan = make_plan(config)
-    finished = finished_results(plan, store)
+    with advised(plan.run_name, store):
+        finished = finished_results(plan, store)
     if finished is not None:
         # What a killed run left is taken away here, for no Ray session will do it.
         sweep()
@@ -74,7 +78,7 @@ def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict
     set_farewell(f"what is committed stays, {before}go on with: {resume}")
     with owned_folder("prefect") as scratch:
         try:
-            with interruptible(until_exit=True) as guard:
+            with interruptible(until_exit=True, last_words=lambda: scrub(f"interrupted; go on with: {again()}")) as guard:
                 try:
                     with prefect_api(scratch, meanwhile=lambda: importlib.import_module("flows.pipeline")):
                         from flows.pipeline import prune
@@ -95,6 +99,10 @@ def run_flow_here(config: RunConfig, plan: Plan, store: Store, ray: str) -> dict
         except SecateurError as error:
             # A row of its own below a table of causes.
             joint = "\n  " if "\n" in str(error) else "; "
-            if isinstance(error, CorruptError) and is_recorded(plan, store):
-                joint += f"mend it with: secateur verify {plan.run_name} --store {shlex.quote(store.uri)} --heal, then "
+            if needs_mending(error) and is_recorded(plan, store):
+                joint += f"mend it with: {mending(plan.run_name, store)}, then "
             raise StageError(f"{error}{joint}go on with: {again()}") from error
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise
+            raise StageError(f"{said_of(error)}; go on with: {again()}") from error

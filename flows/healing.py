@@ -87,6 +87,8 @@ def remove_loose(lineage: Lineage, damages: Iterable[Damage], store: Store) -> l
         again = next((one for one in loose_objects(unit) if one.name == damage.name), None)
         if unit.seal() is not None or (again is not None and again.vouched):
             out.append(Healing(damage, False, "it was sealed meanwhile: verify again"))
+        elif again is not None and again.obstacle:
+            out.append(Healing(damage, False, f"it is {again.obstacle}, and not Secateur's to remove: move it away"))
         elif again is None or not problem_of(again)[0]:
             out.append(Healing(damage, True, "it is gone or sound by now: another run was here"))
         else:

@@ -72,15 +72,35 @@ def _lead_nowhere(descriptor: int) -> None:
         os.close(nowhere)
 
 
-def open_standard_error() -> None:
-    """Lead standard error nowhere if it was closed: the next file that is opened would get what is written there."""
-    if sys.stderr is not None:
-        return
+# Of a closed stream it is ValueError.
+DROPPED = (OSError, ValueError)
+
+
+def open_standard_streams() -> None:
+    """Lead those of descriptors 0 to 2 nowhere that were closed: the next file that is opened would get what is written there."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # It gets the lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = _nowhere()
+    if sys.stderr is None:
+        sys.stderr = _nowhere()
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
+def end_standard_error() -> None:
+    """Drop what standard error does not take: the interpreter writes it out when it ends, and would end with 120."""
     try:
-        os.fstat(2)
-    except OSError:
-        _lead_nowhere(2)
-    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+        sys.stderr.flush()
+    except DROPPED:
+        with contextlib.suppress(*DROPPED):
+            _lead_nowhere(sys.stderr.fileno())
 
 
 @contextlib.contextmanager
@@ -91,8 +111,7 @@ def own_output() -> Iterator[None]:
     descriptor stays as it is after the block: what user code left running, or does at exit, may still write there.
     """
     global _results
-    # Without a standard output its descriptor may be another file's.
-    if sys.stdout is None or _results is not None:
+    if _results is not None:
         yield
         return
     _results = _apart(sys.stdout)

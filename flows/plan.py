@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.code import add_code_dirs, check_code_dirs
 from cluster.code_digest import code_digest
-from cluster.errors import InputError
+from cluster.errors import CorruptError, InputError
 from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
 from cluster.record import Seal, Unit
 from cluster.storage import Store
@@ -192,6 +192,8 @@ class StageState:
     total: int
     sealed: int
     keys: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
+    """What is wrong with the seals that are there and say nothing."""
 
     @property
     def left(self) -> int:
@@ -336,18 +338,35 @@ def find_states(plan: Plan, store: Store) -> list[StageState]:
 
 
 def states_of(units: Sequence[Unit]) -> list[StageState]:
-    """Return the same of these units, one look-up each. Raises CorruptError."""
+    """Return the same of these units. Raises CorruptError."""
+    states = survey(units)
+    for said in (said for state in states for said in state.damaged):
+        raise CorruptError(said)
+    return states
+
+
+def survey(units: Sequence[Unit]) -> list[StageState]:
+    """Return the same, with what is wrong with damaged seals, which are not counted as sealed."""
     with ThreadPoolExecutor(LOOKUPS) as readers:
-        there = list(readers.map(lambda unit: unit.seal() is not None, units))
+        there = list(readers.map(_look_up, units))
     return [
         StageState(
             stage,
             sum(unit.stage == stage for unit in units),
-            sum(found for unit, found in zip(units, there) if unit.stage == stage),
+            sum(found is True for unit, found in zip(units, there) if unit.stage == stage),
             tuple(unit.key for unit in units if unit.stage == stage),
+            tuple(found for unit, found in zip(units, there) if unit.stage == stage and isinstance(found, str)),
         )
         for stage in dict.fromkeys(unit.stage for unit in units)
     ]
+
+
+def _look_up(unit: Unit) -> bool | str:
+    """Return whether a unit is sealed, or what is wrong with its seal."""
+    try:
+        return unit.seal() is not None
+    except CorruptError as error:
+        return str(error)
 
 
 def sealed(unit: Unit) -> Seal:

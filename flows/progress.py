@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from types import TracebackType
 from typing import Any
@@ -12,13 +13,26 @@ from rich.progress import Progress as Bars
 
 from cluster.control_characters import show_controls
 from flows.artifacts import ProgressArtifacts
+from flows.output import DROPPED
 
-CONSOLE = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """Be rich's console, but for a reader that is gone, at which rich ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on: what nobody reads is dropped."""
+
+
+CONSOLE = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_line(text: str) -> None:
-    """Print one line to standard error, above the bars; control characters are shown as escapes."""
-    CONSOLE.print(show_controls(text), markup=False)
+    """Print one line to standard error, above the bars; control characters are shown as escapes.
+
+    A line that cannot be written is dropped: the command line's own stream does so too, that of a scheduled run does not.
+    """
+    with contextlib.suppress(*DROPPED):
+        CONSOLE.print(show_controls(text), markup=False)
 
 
 class Progress:

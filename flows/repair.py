@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 
-from cluster.errors import StageError, StoreError
+from cluster.errors import StageError
 from cluster.storage import Store
 from flows.cli import print_json
 from flows.lineage import load_lineage
+from flows.loose import in_the_way
 from flows.output import say
 from flows.verify import Damage, Findings, verify_run
 
@@ -29,6 +30,8 @@ def verify_and_repair(run: str, store_uri: str, heal: bool, recompute: bool, as_
         for name, healed in (("healed", True), ("unhealed", False)):
             document[name] = [asdict(healing) for healing in healings if healing.healed is healed]
         lines += [f"  {'healed' if one.healed else 'not healed'}: {one.damage.name}: {one.said}" for one in healings]
+    if recompute:
+        refuse_obstacles(left, store)
     if recompute and any(damage.loose for damage in left):
         from flows.healing import refuse_running, remove_loose
 
@@ -42,7 +45,6 @@ def verify_and_repair(run: str, store_uri: str, heal: bool, recompute: bool, as_
     if recompute and left:
         from flows.retiring import retire
 
-        refuse_folders(left, store)
         gone = retire(left, store)
         document["retired"] = asdict(gone)
         lines.append(f"retired {len(gone.units)} units, {gone.objects} objects, to {store.url(gone.folder)}")
@@ -52,6 +54,11 @@ def verify_and_repair(run: str, store_uri: str, heal: bool, recompute: bool, as_
         left = [damage for damage in left if damage.what == "run"]
         if views and not gone.runs:
             following, left = [f"secateur report {found.run} {place}"], [*left, *views]
+    elif any(in_the_way(damage.name, store) for damage in left):
+        # Once it is away this does what is left to do, whatever it was.
+        following = [f"secateur verify {found.run} --heal {place}"]
+        away = [store.url(damage.name) for damage in left if in_the_way(damage.name, store)]
+        lines.append(f"move away first: {', '.join(away)}")
     elif left:
         following = ([] if heal else [f"secateur verify {found.run} --heal {place}"]) + [
             f"secateur verify {found.run} --recompute {place}"
@@ -64,18 +71,14 @@ def verify_and_repair(run: str, store_uri: str, heal: bool, recompute: bool, as_
     return not left
 
 
-def refuse_folders(damages: list[Damage], store: Store) -> None:
-    """Raise StageError where a folder lies in an object's place: it cannot be retired, and nothing new could be put there."""
+def refuse_obstacles(damages: list[Damage], store: Store) -> None:
+    """Raise StageError where a folder or a dead link lies in an object's place: it cannot be retired, nor written over."""
     for damage in damages:
-        try:
-            store.open(damage.name).close()
-        except IsADirectoryError as error:
+        if in_the_way(damage.name, store):
             raise StageError(
-                f"{store.url(damage.name)} is a folder, which cannot be retired and nothing can be written over; nothing was "
-                "changed: take it away, then run the same command again"
-            ) from error
-        except (OSError, StoreError):
-            continue
+                f"{store.url(damage.name)} is in the way ({damage.problem}): it can neither be retired nor written over, and "
+                "nothing was retired; take it away, then run the same command again"
+            )
 
 
 def _describe(found: Findings, store: Store) -> list[str]:

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from cluster.control_characters import show_controls_in
-from cluster.errors import CorruptError, InputError
+from cluster.errors import CorruptError, InputError, StageError
 from cluster.storage import Store
-from flows.attempts import attempt_states
+from flows.advice import advised, mending
+from flows.attempts import AttemptState, attempt_states
 from flows.cli import parse_params, print_json
 from flows.config import RunConfig
 from flows.lineage import Lineage, load_lineage
 from flows.output import results as output
 from flows.output import say
-from flows.plan import find_states, make_plan, states_of
+from flows.plan import StageState, find_states, make_plan, survey
 from flows.runs import list_runs, load_run, make_report, read_record, recorded_stages, versions
 from tasks.report.publish import read_results, report_name
 
@@ -35,7 +36,8 @@ def show_plan(config: RunConfig, store_uri: str, as_json: bool) -> None:
     """Print what would run and why: stage by stage, what is sealed and which key changed since the last run."""
     store = Store(store_uri)
     plan = make_plan(config)
-    states = find_states(plan, store)
+    with advised(plan.run_name, store):
+        states = find_states(plan, store)
     before, unreadable = latest_keys(store, config.name)
     changed = [stage for stage in STAGES if before is not None and before.get(stage) != plan.keys().get(stage)]
     document = {
@@ -105,7 +107,10 @@ def load_recorded(run: str, store: Store) -> Lineage:
 
 
 def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
-    """Print the runs of a store with the state of their newest attempt, or one run in full."""
+    """Print the runs of a store with the state of their newest attempt, or one run in full.
+
+    Raises StageError, after all of it is printed, where a seal of the run is damaged.
+    """
     store = Store(store_uri)
     if run is None:
         rows = []
@@ -126,18 +131,31 @@ def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
     lineage = load_recorded(run, store)
     name, plan = lineage.run, lineage.derived
     attempts = attempt_states(store, name)
-    states = states_of(lineage.units(store))
+    with advised(name, store):
+        states = survey(lineage.units(store))
+    damaged = [said for state in states for said in state.damaged]
     race: dict[str, Any] = {}
     lines: list[str] = []
-    if plan.config.policy is not None:
+    if plan.config.policy is not None and not damaged:
         from flows.race_plan import describe, standing_lines
 
         grown = plan.grown(store)
         race, lines = {"policy": describe(grown)}, standing_lines(grown)
     if as_json:
-        stages = [{"stage": state.stage, "total": state.total, "sealed": state.sealed} for state in states]
+        stages = [
+            {"stage": state.stage, "total": state.total, "sealed": state.sealed, "damaged": list(state.damaged)}
+            for state in states
+        ]
         print_json({"run": name, "attempts": [asdict(attempt) for attempt in attempts], "stages": stages, **race})
-        return
+    else:
+        _say_status(name, store, attempts, states, lines)
+    if damaged:
+        raise StageError(f"{damaged[0]}; mend it with: {mending(name, store)}")
+
+
+def _say_status(
+    name: str, store: Store, attempts: list[AttemptState], states: list[StageState], lines: list[str]
+) -> None:
     say(f"run {name} in {store.uri}")
     for attempt in attempts:
         facts = f"  store {json.dumps(dict(attempt.facts))}" if attempt.facts else ""
@@ -145,7 +163,10 @@ def show_status(run: str | None, store_uri: str, as_json: bool) -> None:
         for bad in attempt.unreadable:
             say(f"    cannot be read: {bad}")
     for state in states:
-        say(f"  {state.stage:<10}{state.sealed} of {state.total} sealed")
+        bad = f", {len(state.damaged)} damaged" if state.damaged else ""
+        say(f"  {state.stage:<10}{state.sealed} of {state.total} sealed{bad}")
+        for said in state.damaged:
+            say(f"    {said}")
     for line in lines:
         say(line)
 
@@ -187,12 +208,13 @@ def write_report_again(run: str, store_uri: str) -> None:
             f"the stages of run {lineage.run} have other keys here than when it was recorded ({'; '.join(changed)}); write its "
             "report with the versions of then, or run its configuration again"
         )
-    left = [state.stage for state in find_states(plan, store) if state.left]
-    if left:
-        raise InputError(
-            f"run {plan.run_name} is not finished ({', '.join(left)}); `secateur resume {plan.run_name}` goes on with it"
-        )
-    make_report(plan, store, recorded_stages(store, plan.run_name))
+    with advised(plan.run_name, store):
+        left = [state.stage for state in find_states(plan, store) if state.left]
+        if left:
+            raise InputError(
+                f"run {plan.run_name} is not finished ({', '.join(left)}); `secateur resume {plan.run_name}` goes on with it"
+            )
+        make_report(plan, store, recorded_stages(store, plan.run_name))
     say(store.url(report_name(plan.run_name, "index.html")))
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -56,8 +56,11 @@ def current_guard() -> SignalGuard | None:
 class SignalGuard:
     """Turn the first signal into Interrupted, raised once in the main thread, and let a second one exit at once."""
 
-    def __init__(self, grace_s: float = GRACE_S, until_exit: bool = False) -> None:
+    def __init__(
+        self, grace_s: float = GRACE_S, until_exit: bool = False, last_words: Callable[[], str] | None = None
+    ) -> None:
         self.received: int | None = None
+        self._last_words = last_words
         self._until_exit = until_exit
         self._grace_s = grace_s
         self._first_at = 0.0
@@ -104,13 +107,21 @@ class SignalGuard:
             watch.start()
             raise Interrupted(signum)
         if signum != self.received or now - self._first_at > SAME_WISH_S:
+            self._say_last_words()
             exit_at_once(128 + signum)
+
+    def _say_last_words(self) -> None:
+        """Say what is left to say, past the streams: what the signal interrupted may be a write to one of them."""
+        if self._last_words is not None:
+            with contextlib.suppress(OSError):
+                os.write(2, f"secateur: {self._last_words()}\n".encode())
 
     def _give_up(self, signum: int) -> None:
         if _guard is self or (self._until_exit and self.received is not None):
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(f"secateur: clean-up took over {self._grace_s:g} s after the interrupt; exiting now\n")
                 sys.stderr.flush()
+            self._say_last_words()
             exit_at_once(128 + signum)
 
 
@@ -123,16 +134,18 @@ def exit_at_once(code: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def interruptible(grace_s: float = GRACE_S, *, until_exit: bool = False) -> Iterator[SignalGuard]:
+def interruptible(
+    grace_s: float = GRACE_S, *, until_exit: bool = False, last_words: Callable[[], str] | None = None
+) -> Iterator[SignalGuard]:
     """Guard the block against SIGINT and SIGTERM.
 
     The first one raises Interrupted in the main thread, so that `with` and `finally` clean up; a second one, or
     clean-up that takes longer than `grace_s`, exits at once with 128 + the signal's number. The old handlers come back
     at the end. With `until_exit`, for a command that only has to exit then, the time limit holds beyond the block: what
-    libraries do at the interpreter's exit counts too.
+    libraries do at the interpreter's exit counts too. `last_words` are said where it exits at once.
     """
     global _guard
-    outer, guard = _guard, SignalGuard(grace_s, until_exit)
+    outer, guard = _guard, SignalGuard(grace_s, until_exit, last_words)
     _guard = guard
     try:
         with guard.installed():

@@ -207,7 +207,7 @@ def _examine(claim: Claim) -> tuple[Damage | None, int]:
                 hashed.update(piece)
             size = opened.tell()
             return _judge(claim, size, hashed.hexdigest(), opened), size
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return claim.damage("is gone, though its seal lists it"), 0
     except IsADirectoryError:
         return claim.damage("is a folder now, not the object that its seal lists"), 0

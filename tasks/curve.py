@@ -78,13 +78,15 @@ class Curve:
         """Put the seconds by the end of each step beside the parts, create-only and unsealed: a measurement, for reports."""
         steps = sorted(self.seconds)
         body = {"key": unit.key, "steps": steps, "seconds": [round(self.seconds[step], 4) for step in steps]}
-        unit.store.create(f"{unit.folder}/{TIMES}", encode_json(body, "times"))
+        name = f"{unit.folder}/{TIMES}"
+        unit.store.create(name, encode_json(body, name))
 
 
 def read_times(unit: Unit, steps: Sequence[int]) -> list[float] | None:
     """Return the measured seconds at these steps of a sealed training; None where they are not there or make no sense."""
     try:
-        body = decode_json(unit.store.read(f"{unit.folder}/{TIMES}"))
+        name = f"{unit.folder}/{TIMES}"
+        body = decode_json(unit.store.read(name), name)
         seconds = [float(value) for value in body["seconds"]]
         fits = body["key"] == unit.key and body["steps"] == list(steps)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

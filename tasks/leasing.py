@@ -65,7 +65,7 @@ def share_units(stage: str, keys: Iterable[str], store: Store, do: Do) -> dict[s
             if held is None or held.void:
                 void[key] = held.generation if held is not None else 0
             else:
-                holders.add(str(held.holder))
+                holders.add(str(held.holder or "a holder whose file cannot be read"))
         if void:
             done = do(list(void), Terms(watch.owner, void), len(seals))
             seals.update((key, seal) for key, seal in done if seal is not None)

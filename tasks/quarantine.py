@@ -12,6 +12,7 @@ from cluster.errors import CorruptError
 from cluster.fingerprint import sha256
 from cluster.record import Part, Parts, Seal, Unit, read_part
 from cluster.redaction import scrub
+from cluster.self_digest import filled
 from tasks.sources.protocol import BAD_LABEL, NON_FINITE_FEATURE, UNDECODABLE, WRONG_SHAPE
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def publish_quarantine(unit: Unit, key: str, name: str, bad: Sequence[BadExample
         },
         schema=QUARANTINE,
     )
-    data = encode_table(table, key)
     full = _name(unit, name)
+    data = filled(encode_table(table, key), full)
     if not unit.store.create(full, data):
         found = unit.adopt(full, part_check(key, unit.store.url(full)))
         if found is None:

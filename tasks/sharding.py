@@ -68,7 +68,7 @@ def make_index(
     if accept is not None:
         accept(plan.meta)
     if known is None:
-        unit.store.create(_plan_name(unit), plan.to_bytes())
+        unit.store.create(_plan_name(unit), plan.to_bytes(_plan_name(unit)))
     tally = _publish(spec, plan, shards, spoiled, unit, pool)
     if tally.rows != plan.meta[FACT]["rows"]:
         raise CorruptError(
@@ -96,20 +96,20 @@ class Plan:
         """Return the content of the shard `number`."""
         return self.contents[CONTENT_CHARS * number : CONTENT_CHARS * (number + 1)]
 
-    def to_bytes(self) -> bytes:
-        """Return the plan's bytes, a function of the key. Hashes are text: JSON numbers above 2^53 lose digits."""
+    def to_bytes(self, name: str) -> bytes:
+        """Return the bytes of the object `name`, a function of the key. Hashes are text: JSON numbers above 2^53 lose digits."""
         splitter = dataclasses.asdict(self.splitter)
         if self.splitter.limit_hash is not None:
             splitter["limit_hash"] = str(self.splitter.limit_hash)
         rest = {"spoiled": self.spoiled, "examples": self.examples, "contents": self.contents}
         body = {"splitter": splitter, "meta": self.meta, **rest}
-        return encode_json(body, "plan")
+        return encode_json(body, name)
 
     @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> Plan:
-        """Return the plan in `data`. Raises LoosePartError naming `where`."""
+    def from_bytes(cls, data: bytes, name: str, where: str) -> Plan:
+        """Return the plan in the bytes of the object `name`. Raises LoosePartError naming `where`."""
         try:
-            body = decode_json(data)
+            body = decode_json(data, name)
             splitter = body["splitter"]
             if splitter["limit_hash"] is not None:
                 splitter["limit_hash"] = int(splitter["limit_hash"])
@@ -132,9 +132,11 @@ def _known_plan(unit: Unit) -> Plan | None:
     """Return the plan of an earlier attempt: its check pass found nothing wrong with the same bytes."""
     name = _plan_name(unit)
     try:
-        return Plan.from_bytes(unit.store.read(name), unit.store.url(name))
+        return Plan.from_bytes(unit.store.read(name), name, unit.store.url(name))
     except FileNotFoundError:
         return None
+    except IsADirectoryError as error:
+        raise LoosePartError(f"{unit.store.url(name)} is a folder; remove it, and run again to check anew") from error
 
 
 def _check(spec: DataSpec, sources: Mapping[str, Source], shards: Sequence[Shard], pool: Pool) -> Plan:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cluster.errors import CorruptError, InputError
 from cluster.record import Part, Parts, Seal, Unit
-from cluster.self_digest import BLANK, MARK, filled
+from cluster.self_digest import BLANK, MARK
 from cluster.storage import Store
 from tasks.dataset import Dataset
 from tasks.hashing import I64
@@ -162,10 +162,10 @@ def _groups(units: list[tuple[str, Seal]]) -> Iterator[list[tuple[str, Seal]]]:
 
 
 def indices_bytes(positions: I64) -> bytes:
-    """Return the bytes of indices.npy: positions int64, then the digest of all bytes, which NumPy does not read."""
+    """Return the bytes of indices.npy: positions int64, then a place for their digest, which NumPy does not read."""
     file = io.BytesIO()
     np.save(file, positions, allow_pickle=False)
-    return filled(file.getvalue() + MARK + BLANK)
+    return file.getvalue() + MARK + BLANK
 
 
 def _indices_check(positions: I64, where: str) -> Callable[[bytes], int]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from cluster.errors import CorruptError
 from cluster.fingerprint import canonical_json, sha256
 from cluster.record import Part, read_part
-from cluster.self_digest import BLANK, KEY, filled
+from cluster.self_digest import BLANK, KEY
 from cluster.storage import Store
 
 FOOTER = b"secateur"
@@ -26,7 +26,7 @@ def ids_digest(ids: np.ndarray[Any, np.dtype[np.int64]]) -> str:
 
 
 def encode_table(table: pa.Table, key: str, **facts: Any) -> bytes:
-    """Return the Parquet bytes of a table whose footer holds {key, rows, ids, **facts} and the sha256 of all of these bytes.
+    """Return the Parquet bytes of a table whose footer holds {key, rows, ids, **facts} and a place for its digest.
 
     Deterministic for one version of pyarrow. The table must have a column example_id.
     """
@@ -39,7 +39,7 @@ def encode_table(table: pa.Table, key: str, **facts: Any) -> bytes:
         writer.write_table(table, row_group_size=2**20)
         # In the footer alone: the schema is written a second time, in an encoding of its own, with all that is in its metadata.
         writer.add_key_value_metadata({KEY: BLANK})
-    return filled(sink.getvalue())
+    return sink.getvalue()
 
 
 def _layout(schema: pa.Schema) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.errors import CorruptError
 from cluster.record import Part, Unit
+from cluster.self_digest import examined, filled
 from tasks.checkpoints import decode_state, encode_state
 
 log = logging.getLogger("secateur.work")
@@ -53,14 +54,18 @@ class Work:
         if self.unit.seal() is not None:
             return
         name = f"{self.folder}/{self.attempt}/step-{state['step']:08d}.pt"
-        if self.store.create(name, encode_state({"key": self.unit.key, **state})):
+        if self.store.create(name, filled(encode_state({"key": self.unit.key, **state}), name)):
             self._mine.append(name)
         while len(self._mine) > KEPT:
             self.store.remove(self._mine.pop(0))
 
     def load(self, name: str) -> dict[str, Any]:
         """Return the checkpoint called `name`. Raises CorruptError, or FileNotFoundError where it is gone."""
-        state = decode_state(self.store.read(name), self.store.url(name))
+        data = self.store.read(name)
+        # torch does not look at the checksums in the archive.
+        if not examined(data, name)[0]:
+            raise CorruptError(f"checkpoint {self.store.url(name)} does not match the digest it holds: it is torn or changed")
+        state = decode_state(data, self.store.url(name))
         if state["key"] != self.unit.key:
             raise CorruptError(f"checkpoint {self.store.url(name)} is of key {state['key'][:12]}, not this unit's")
         return state

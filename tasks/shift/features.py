@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cluster.errors import CorruptError
 from cluster.record import Part, Seal, Unit, read_part
-from cluster.self_digest import BLANK, MARK, filled
+from cluster.self_digest import BLANK, MARK
 from cluster.storage import Store
 from tasks.hashing import I64, hash64
 from tasks.shift.energy import mean_within
@@ -176,7 +176,7 @@ def load_features(store: Store, seal: Seal) -> Features:
 def _array_bytes(array: F32) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
-    return filled(file.getvalue() + MARK + BLANK)
+    return file.getvalue() + MARK + BLANK
 
 
 def _as_array(data: bytes, where: str) -> F32:

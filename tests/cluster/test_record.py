@@ -26,8 +26,13 @@ def count(data: bytes) -> int:
 
 
 def whole(data: bytes) -> bytes:
-    """Return a part with its own digest behind it."""
-    return filled(data + MARK + BLANK)
+    """Return a part with a place for its digest behind it."""
+    return data + MARK + BLANK
+
+
+def stored(unit: Unit, name: str, data: bytes) -> bytes:
+    """Return the bytes that are published of a part."""
+    return filled(whole(data), unit.part_name(name))
 
 
 SIZE = len(MARK + BLANK)
@@ -49,7 +54,7 @@ def test_a_unit_from_nothing_to_sealed(unit: Unit) -> None:
     assert list(seal.meta.items()) == [("at", 1), ("num_rows", 3)]
     assert seal.parts == (first, second) and seal.parts[-1] == second and list(seal.parts[:1]) == [first]
     assert unit.seal() == seal
-    assert read_part(unit.store, first) == whole(b"x\nEND")
+    assert read_part(unit.store, first) == stored(unit, "a.txt", b"x\nEND")
 
 
 def test_the_seal_is_a_function_of_its_content(unit: Unit) -> None:
@@ -63,7 +68,7 @@ def test_the_seal_is_a_function_of_its_content(unit: Unit) -> None:
 def test_the_loser_adopts_the_winners_part_even_with_other_bytes(unit: Unit) -> None:
     winner = unit.publish_part("a", whole(b"x\ny\nEND"), count)
     assert unit.publish_part("a", whole(b"p\nq\nEND"), count) == winner
-    assert read_part(unit.store, winner) == whole(b"x\ny\nEND")
+    assert read_part(unit.store, winner) == stored(unit, "a", b"x\ny\nEND")
 
 
 def test_the_loser_refuses_a_winner_with_other_rows(unit: Unit) -> None:
@@ -78,8 +83,8 @@ def test_nothing_unreadable_is_published(unit: Unit) -> None:
     assert unit.find_part("a", count) is None
 
 
-def test_a_part_without_its_own_digest_is_not_published(unit: Unit) -> None:
-    with pytest.raises(CorruptError, match="does not match the digest it holds"):
+def test_a_part_without_a_place_for_its_digest_is_not_published(unit: Unit) -> None:
+    with pytest.raises(ValueError, match="without a place for its own digest"):
         unit.publish_part("a", b"x\nEND", count)
     assert unit.store.list(unit.folder) == []
 
@@ -93,16 +98,18 @@ def test_every_changed_bit_every_cut_and_what_is_added_is_refused_until_a_seal_v
     ]
     cut = [sound[:size] for size in range(len(sound))]
     added = [sound + b"\0", b"\0" + sound, sound + sound, sound + whole(b"")[:-1]]
+    elsewhere = [stored(unit, "b", b"x\ny\nEND"), stored(Unit(unit.store, "score", KEY[::-1]), "a", b"x\ny\nEND")]
     said = (
-        rf"part {unit.store.url(part.name)} does not match the digest it holds: it was cut short or changed after publishing; "
+        rf"part {unit.store.url(part.name)} does not match the digest it holds: it was cut short or changed after publishing, "
+        rf"or belongs elsewhere; "
         rf"its stage is not sealed yet: remove {unit.store.url(part.name)}, and it is computed again\Z"
     )
-    for wrong in (*flipped, *cut, *added):
+    for wrong in (*flipped, *cut, *added, *elsewhere):
         path.write_bytes(wrong)
         with pytest.raises(LoosePartError, match=said):
             unit.find_part("a", count)
     with pytest.raises(LoosePartError, match=said):
-        unit.publish_part("a", sound, count)
+        unit.publish_part("a", whole(b"x\ny\nEND"), count)
     with pytest.raises(CorruptError, match=rf"{part.name} has \d+ bytes, .* its seal says {part.size} bytes"):
         read_part(unit.store, part)
     path.write_bytes(sound)

@@ -20,7 +20,7 @@ from typing import Any
 
 from cluster import lease
 from cluster.record import Unit
-from cluster.self_digest import BLANK, MARK, filled
+from cluster.self_digest import BLANK, MARK
 from cluster.storage import Store
 from flows.plan import make_plan
 from tests.faults import filesystem as faulty
@@ -176,9 +176,9 @@ class Place:
 def bare_protocol(store: Store) -> None:
     """Publish a part, a quarantine and its part, and the seal, as a stage does."""
     unit = Unit(store, "score", "5e" * 32)
-    parts = [unit.publish_part("one.parquet", filled(b"rows" + MARK + BLANK), len)]
+    parts = [unit.publish_part("one.parquet", b"rows" + MARK + BLANK, len)]
     store.create(f"{unit.folder}/quarantine/two.parquet", b"bad rows")
-    parts.append(unit.publish_part("two.parquet", filled(b"other rows" + MARK + BLANK), len))
+    parts.append(unit.publish_part("two.parquet", b"other rows" + MARK + BLANK, len))
     unit.publish_seal(parts, {"rows": 14})
 
 

@@ -15,7 +15,8 @@ from flows.plan import make_plan
 from tasks.pool import SerialPool
 from tests.flows import printing_case as case
 from tests.flows.serial_run import run_serially
-from tests.flows.verify_case import ROOT, flip
+from tests.flows.verify_case import ROOT, flip, made
+from tests.flows.verify_case import plan as small_plan
 
 
 @pytest.mark.timeout(600)
@@ -55,3 +56,35 @@ def test_a_command_works_with_standard_error_closed(tmp_path: Path) -> None:
     done = shell("2>&-", "status", "--json", "--store", str(tmp_path / "none"))
     assert (done.returncode, json.loads(done.stdout)) == (0, [])
     assert shell("2>&-", "status", "no-such-run", "--store", str(tmp_path / "none")).returncode == 2
+
+
+@pytest.mark.timeout(600)
+def test_what_standard_error_does_not_take_is_dropped_and_changes_nothing(tmp_path: Path) -> None:
+    place = ("--store", str(made(tmp_path)))
+    for words, code in ((("status", "no-such-run"), 2), (("run", "no-such.yaml"), 2), (("status",), 0)):
+        assert shell("2>/dev/full", *words, *place).returncode == code
+    # It says that the run is finished before it prints what it came to.
+    for away in ("2>/dev/full", "2> >(true)", "2>&-"):
+        done = shell(away, "resume", small_plan().run_name, *place, "--json")
+        assert done.returncode == 0 and json.loads(done.stdout)["run"] == small_plan().run_name
+
+
+@pytest.mark.timeout(600)
+def test_results_are_shown_and_work_is_done_with_standard_streams_closed(tmp_path: Path) -> None:
+    place = ("--store", str(made(tmp_path)))
+    for away, name in ((">&-", "show"), ("<&- >&- 2>&-", "resume")):
+        done = shell(away, name, small_plan().run_name, *place)
+        assert done.returncode == 0, (name, done.stderr)
+
+
+@pytest.mark.timeout(600)
+def test_a_line_of_progress_that_nobody_reads_is_dropped() -> None:
+    # As in the process of a scheduled run, whose standard error is no stream of ours.
+    code = "from flows.progress import print_line; [print_line('x' * 9000) for _ in range(3)]; print('on', flush=True); "
+    code += "import os; os._exit(0)"
+    for away in ("2>/dev/full", "2> >(true)"):
+        done = subprocess.run(
+            ["bash", "-c", f'exec "$0" -c "$1" {away}', sys.executable, code],
+            cwd=ROOT, env=case.environment(), capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, "on\n"), away

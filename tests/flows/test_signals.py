@@ -100,6 +100,29 @@ def runs(pid: int) -> bool:
     return True
 
 
+def test_the_last_words_are_said_where_a_second_signal_ends_it(start_script: Any) -> None:
+    process = start_script(
+        """
+    import signal, time
+    from flows.signals import interruptible
+
+    with interruptible(last_words=lambda: "go on with: this"):
+        try:
+            print("ready", flush=True)
+            signal.pause()
+        finally:
+            print("cleaning", flush=True)
+            time.sleep(600)
+    """
+    )
+    expect(process, "ready")
+    process.send_signal(signal.SIGINT)
+    expect(process, "cleaning")
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=20)
+    assert (process.returncode, error) == (143, "secateur: go on with: this\n")
+
+
 def test_clean_up_that_hangs_is_cut_off(start_script: Any) -> None:
     process = start_script(
         MAIN

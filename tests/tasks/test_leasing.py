@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,20 @@ def test_a_unit_another_holds_is_waited_for_and_its_seal_taken_up(
     assert f"waiting for 1 unit(s) held by process {HERE.pid}" in caplog.text
 
 
+def test_a_holder_whose_file_says_nothing_is_waited_for_in_words(
+    store: Store, asleep: list[Callable[[], Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    store.create(first_generation(unit(store, KEYS[0]).folder), b"")
+    asleep += [lambda: unit(store, KEYS[0]).publish_seal([], {"made": 2})]
+    share(store, [], KEYS[:1])
+    assert "waiting for 1 unit(s) held by a holder whose file cannot be read" in caplog.text
+
+
 def test_a_unit_given_back_is_taken_over(store: Store, asleep: list[Callable[[], Any]]) -> None:
     lease = take(store, unit(store, KEYS[1]).folder, HERE)
     assert lease is not None
     lease.__enter__()
-    asleep += [lease.__exit__]
+    asleep += [partial(lease.__exit__, None, None)]
     counts: list[str] = []
     share(store, counts)
     assert counts == [KEYS[0], KEYS[2], KEYS[1]]

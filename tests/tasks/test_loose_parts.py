@@ -107,7 +107,8 @@ def _components(unit: Unit) -> Kind:
 def _checked(unit: Unit) -> Kind:
     shard_stage(DATA, unit.store, SerialPool())
     path = next(Path(unit.store.uri).glob("stages/shard-*/work/*/checked.json"))
-    return Kind(path, lambda: Plan.from_bytes(path.read_bytes(), str(path)))
+    name = path.relative_to(unit.store.uri).as_posix()
+    return Kind(path, lambda: Plan.from_bytes(path.read_bytes(), name, str(path)))
 
 
 KINDS: dict[str, Callable[[Unit], Kind]] = {
@@ -159,6 +160,34 @@ def test_a_checkpoint_with_a_changed_byte_is_passed_over(tmp_path: Path) -> None
     assert found is not None and found[0] == older and found[1]["step"] == 1
 
 
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(tmp_path: Path) -> None:
+    work = Work(Unit(Store(str(tmp_path)), "proxy", KEY), "model")
+    work.save({"step": 5, "weights": torch.arange(3.0)})
+    (tmp_path / work.names()[0]).rename(tmp_path / work.names()[0].replace("05.pt", "09.pt"))
+    assert work.newest() is None
+
+
+@pytest.mark.parametrize("called", [called for called in KINDS if called != "what the check of the data found"])
+def test_a_whole_object_of_another_unit_is_refused(called: str, tmp_path: Path) -> None:
+    here, there = (KINDS[called](Unit(Store(str(tmp_path)), "score", key)) for key in (KEY, "other" * 12))
+    assert here.path != there.path and len(here.sound) == len(there.sound)
+    here.path.write_bytes(there.sound)
+    with pytest.raises(LoosePartError, match="belongs elsewhere"):
+        here.adopt()
+
+
+def test_what_the_check_of_other_data_found_is_refused(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    found = []
+    for spec in (DATA, DATA.model_copy(update={"validation": 0.25})):
+        seal = shard_stage(spec, store, SerialPool())
+        found.append(next((tmp_path / Unit(store, "shard", seal.key).folder).glob("work/*/checked.json")))
+        (tmp_path / Unit(store, "shard", seal.key).folder / "seal.json").unlink()
+    found[0].write_bytes(found[1].read_bytes())
+    with pytest.raises(LoosePartError, match=f"{found[0]} cannot be read .it does not match the digest it holds.; remove it"):
+        shard_stage(DATA, store, SerialPool())
+
+
 def test_a_part_that_another_pyarrow_wrote_is_adopted_and_any_change_of_it_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +205,8 @@ def test_a_part_that_another_pyarrow_wrote_is_adopted_and_any_change_of_it_is_no
     assert here != there
     part = unit.publish_part("a.parquet", there, check)
     assert unit.publish_part("a.parquet", here, check) == part == unit.find_part("a.parquet", check)
-    (tmp_path / part.name).write_bytes(there.replace(b"parquet-cpp-arrow", b"parquet-cpp-Arrow"))
+    path = tmp_path / part.name
+    path.write_bytes(path.read_bytes().replace(b"parquet-cpp-arrow", b"parquet-cpp-Arrow"))
     with pytest.raises(LoosePartError):
         unit.find_part("a.parquet", check)
 

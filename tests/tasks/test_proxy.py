@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from cluster import lease
 from cluster.errors import CorruptError, InputError
 from cluster.record import Seal, Unit
+from cluster.self_digest import filled
 from cluster.storage import Store
 from tasks.checkpoints import encode_checkpoint
 from tasks.dataset import Dataset
@@ -112,9 +114,11 @@ def test_same_key_gives_the_same_bytes_in_another_store(base: tuple[Store, Seal,
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", range(1, 9))
 def test_a_death_at_any_write_is_resumed_to_the_same_bytes(
-    base: tuple[Store, Seal, list[Seal]], tmp_path: Path, at: int, after: bool
+    base: tuple[Store, Seal, list[Seal]], tmp_path: Path, at: int, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Writes of one proxy: its lease, 3 work checkpoints, 2 snapshots, dynamics, the seal.
+    # This process lives on, and so would the lease of the one that "died" right after it took it.
+    monkeypatch.setattr(lease, "VOID_AFTER_S", 0.1)
     store, _, seals = base
     fresh, index = indexed(tmp_path)
     one = SPEC.model_copy(update={"seeds": 1})
@@ -172,7 +176,7 @@ def test_a_part_of_another_key_is_refused(tmp_path: Path) -> None:
     store, index = indexed(tmp_path)
     key = proxy_key(SPEC, 0, index.key, POINTS, "", 0)
     name = Unit(store, "proxy", key).part_name("checkpoint-100.pt")
-    store.create(name, encode_checkpoint("0" * 64, 3, {"w": torch.zeros(2)}))
+    store.create(name, filled(encode_checkpoint("0" * 64, 3, {"w": torch.zeros(2)}), name))
     with pytest.raises(CorruptError, match="belongs to another proxy"):
         proxy_stage(SPEC, inputs(index), store, SerialPool())
 

@@ -34,7 +34,8 @@ def curved(store: Store, arm: ArmResult, shape: list[float], *, times: bool = Tr
         trains.append(replace(seal, meta={**seal.meta, "curve": {"steps": steps, "accuracy": test, "validation_accuracy": None}}))
         if times:
             body = {"key": seal.key, "steps": steps, "seconds": [step / 100 for step in steps]}
-            store.create(f"{Unit(store, 'train', seal.key).folder}/times.json", encode_json(body, "times"))
+            name = f"{Unit(store, 'train', seal.key).folder}/times.json"
+            store.create(name, encode_json(body, name))
     return replace(arm, trains=trains)
 
 

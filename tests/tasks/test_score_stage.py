@@ -185,7 +185,7 @@ def test_a_part_of_other_rows_is_refused_when_it_is_found(base: Base) -> None:
     swapped = base.store.read(one)
     base.store.remove(two)
     base.store.create(two, swapped)
-    with pytest.raises(CorruptError, match="not the"):
+    with pytest.raises(CorruptError, match="belongs elsewhere"):
         score_stage(spec, base.inputs, base.store, SerialPool())
 
 

@@ -132,10 +132,11 @@ def test_times_that_make_no_sense_are_none(place: tuple[Store, Seal], curved: Se
     other = Unit(Store(str(tmp_path)), "train", curved.key)
     assert read_times(other, GRID) is None
     whole = place[0].read(f"{unit.folder}/times.json")
-    body = decode_json(whole)
+    name = f"{unit.folder}/times.json"
+    body = decode_json(whole, name)
     wrong: list[dict[str, Any]] = [{**body, "key": "0" * 64}, {**body, "seconds": [-1.0] * POINTS}, {**body, "seconds": "a"}, {}]
     torn = (b"", b"[]", b"{}", whole[:-9], whole.replace(b'"seconds":[', b'"seconds":[9'))
-    for data in (*torn, *(encode_json(one, "times") for one in wrong)):
+    for data in (*torn, *(encode_json(one, name) for one in wrong)):
         other.store.replace(f"{other.folder}/times.json", data)
         assert read_times(other, GRID) is None
     other.store.replace(f"{other.folder}/times.json", whole)
