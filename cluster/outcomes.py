@@ -61,6 +61,6 @@ def failed(label: str, items: Sequence[Any], failures: Mapping[int, Exception], 
         for index, error in sorted(failures.items())[:5]
     )
     return _final(*failures.values())(
-        f"{label}: {len(failures)} of {len(items)} items failed ({causes}); the others are committed. "
+        f"{label}: {len(failures)} of {len(items)} items failed ({causes}); what the others committed stays. "
         "Mend the cause and run again"
     )

@@ -49,8 +49,8 @@ def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
         return f"unknown key {name!r}; {nearest(str(place[-1]), known)}{more}"
     if problem["type"] == "missing":
         return f"{name!r} is missing{more}"
-    got = repr(problem["input"])
-    return f"{name!r} is {got if len(got) <= MAX_SHOWN else got[:MAX_SHOWN] + '...'}: {problem['msg']}{more}"
+    got, said = repr(problem["input"]), str(problem["msg"]).removeprefix("Value error, ")
+    return f"{name!r} is {got if len(got) <= MAX_SHOWN else got[:MAX_SHOWN] + '...'}: {said}{more}"
 
 
 def _fields_at(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError, SecateurError, StageError
 from cluster.fingerprint import sha256
 from cluster.record import Part, Seal, Unit
+from cluster.scratch import owned_folder
 from cluster.storage import Store
 from flows.attempts import attempt_states
 from flows.lineage import Lineage
@@ -114,10 +113,10 @@ def _heal_unit(plan: Plan, unit: Unit, damages: list[Damage], store: Store) -> l
         suspects = {*claims, *(name for place in places for name in store.list(place))}
     # A part is only made together with its quarantine: where that is lost, both are made again.
     suspects |= {name.replace("/quarantine/", "/parts/") for name in suspects}
-    with tempfile.TemporaryDirectory(prefix="secateur-heal-") as scratch:
+    with owned_folder("heal") as scratch:
         # A lease that a killed process left would be waited for; nobody runs now.
         leases = store.list(f"{unit.folder}/work/lease")
-        overlay = OverlayStore(store, Path(scratch), {seal_name, *suspects, *leases})
+        overlay = OverlayStore(store, scratch, {seal_name, *suspects, *leases})
         try:
             _compute(plan, unit, overlay)
         except Exception as error:

@@ -99,6 +99,6 @@ class SerialPool:
         if failures:
             causes = "; ".join(f"{item}: {type(error).__name__}: {error}" for item, error in failures[:5])
             raise ItemsError(
-                f"{label}: {len(failures)} of {len(items)} items failed ({causes}); the others are committed. "
+                f"{label}: {len(failures)} of {len(items)} items failed ({causes}); what the others committed stays. "
                 "Mend the cause and run again"
             ) from failures[0][1]

@@ -16,6 +16,7 @@ import pyarrow as pa
 from cluster.errors import CorruptError, InputError, LoosePartError
 from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
 from cluster.record import Seal, Unit
+from cluster.redaction import find_secret
 from cluster.self_digest import decode_json, encode_json
 from tasks.checked_shards import CheckedShards
 from tasks.checking import CheckWorker, Findings, judge, refuse_bad, summarize
@@ -148,9 +149,11 @@ def _check(spec: DataSpec, sources: Mapping[str, Source], shards: Sequence[Shard
     for index, result in pool.map(make, shards, label="shard: check", resources=spec.resources):
         checked.put(index, result)
     found: Findings = summarize(spec, shards, checked, splitter, label_map)
+    class_names = _class_names(spec, sources[TRAIN_LOCATION], label_map, found.num_classes)
+    _refuse_secrets([*class_names, *(label_map or {})])
     meta = {
         "num_classes": found.num_classes,
-        "class_names": _class_names(spec, sources[TRAIN_LOCATION], label_map, found.num_classes),
+        "class_names": class_names,
         "label_map": label_map,
         "shape": list(found.shape),
         "dtype": found.dtype,
@@ -176,6 +179,18 @@ def _class_names(spec: DataSpec, source: Source, label_map: Mapping[str, int] | 
         named = ["|".join(sorted(by_class.get(number, [str(number)]))) for number in range(num_classes)]
     named = named or []
     return [str(named[number]) if number < len(named) else str(number) for number in range(num_classes)]
+
+
+def _refuse_secrets(names: Sequence[str]) -> None:
+    """Raise InputError where a name of a class or a label holds a secret: names go into records and reports."""
+    if find_secret("\n".join(names)) is None:
+        return
+    for number, name in enumerate(names):
+        if what := find_secret(name):
+            raise InputError(
+                f"data: name {number + 1} of {len(names)} names of classes and labels holds {what}; names are kept in records: "
+                "give the class another one"
+            )
 
 
 def _publish(

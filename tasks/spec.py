@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from cluster.shape import check_shape
 
@@ -19,6 +19,14 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic takes true for 1.
+        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(value).lower()} is no number; write one")
+        return value
+
     def identity(self) -> dict[str, Any]:
         """Return the fields that change the result, nested specs included, as plain values for a stage key."""
         out: dict[str, Any] = {}
@@ -29,6 +37,12 @@ class Spec(BaseModel):
             if extra["identity"]:
                 out[name] = _plain(getattr(self, name))
         return out
+
+
+def _is_number(annotation: Any) -> bool:
+    """Return whether a number, and nothing that may be true or false, is asked for: `int | None`."""
+    kinds = get_args(annotation) or (annotation,)
+    return all(kind in (int, float, type(None)) for kind in kinds)
 
 
 def _plain(value: Any) -> Any:

@@ -199,6 +199,25 @@ def test_what_a_source_or_a_label_says_loses_its_secrets(tmp_path: Path, monkeyp
         assert "c4n4ry" not in refused(tmp_path, each.model_copy(update={"max_bad_fraction": 0.0}), f"{len(said)} of ")
 
 
+class Named(Ring):
+    """Be a user's source that names its classes, or its labels, after what its service told it."""
+
+    def class_names(self) -> list[str] | None:
+        return ["cat", os.environ["FEATURE_STORE_TOKEN"]] if self.spoil == "class" else None
+
+    def label_map(self) -> dict[str, int] | None:
+        return {"0": 0, "1": 1, os.environ["FEATURE_STORE_TOKEN"]: 1} if self.spoil == "label" else None
+
+
+@pytest.mark.parametrize("spoil", ["class", "label"])
+def test_a_name_of_a_class_or_a_label_that_is_a_secret_is_refused(
+    spoil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_STORE_TOKEN", "c4n4ry-feature-token-0123")
+    spec = DataSpec(source={"use": f"{__name__}:Named", "args": {"spoil": spoil}}, train="ring", shard_rows=15)
+    assert "c4n4ry" not in refused(tmp_path, spec, "names of classes and labels holds", "variable FEATURE_STORE_TOKEN")
+
+
 @pytest.mark.parametrize("lost", [0, 1, 2])
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_class_without_a_good_train_row_is_refused(tmp_path: Path, lost: int, elsewhere: bool) -> None:
