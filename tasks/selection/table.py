@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class SelectionTable:
+class SelectionTable(ABC):
     """Hold a selection: its design, and its facts (as the select stage's `seal.meta`)."""
 
     design: Design
@@ -82,8 +83,8 @@ class SelectionTable:
         """Return all rows as one table."""
         return pa.concat_tables(self.tables()).combine_chunks()
 
-    def _chosen(self, rows: int) -> Iterator[Chosen]:
-        raise NotImplementedError
+    @abstractmethod
+    def _chosen(self, rows: int) -> Iterator[Chosen]: ...
 
 
 @dataclass(frozen=True)
