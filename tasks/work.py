@@ -54,7 +54,7 @@ class Work:
         if self.unit.seal() is not None:
             return
         name = f"{self.folder}/{self.attempt}/step-{state['step']:08d}.pt"
-        if self.store.create(name, filled(encode_state({"key": self.unit.key, **state}), name)):
+        if self.store.create(name, filled(encode_state({"key": self.unit.key, **state}), name)[0]):
             self._mine.append(name)
         while len(self._mine) > KEPT:
             self.store.remove(self._mine.pop(0))

@@ -32,7 +32,7 @@ def whole(data: bytes) -> bytes:
 
 def stored(unit: Unit, name: str, data: bytes) -> bytes:
     """Return the bytes that are published of a part."""
-    return filled(whole(data), unit.part_name(name))
+    return filled(whole(data), unit.part_name(name))[0]
 
 
 SIZE = len(MARK + BLANK)

@@ -52,7 +52,7 @@ def test_a_large_object_is_created_once_and_read_whole(store: Store) -> None:
 
 def test_a_part_above_the_limit_is_published_and_checked_like_any_other(store: Store) -> None:
     unit = Unit(store, "stage", "0" * 64)
-    data = filled(DATA + MARK + BLANK, unit.part_name("a.bin"))
+    data = filled(DATA + MARK + BLANK, unit.part_name("a.bin"))[0]
     part = unit.publish_part("a.bin", DATA + MARK + BLANK, len)
     assert (part.size, part.sha256) == (len(data), sha256(data))
     assert unit.publish_part("a.bin", DATA + MARK + BLANK, len) == part == unit.find_part("a.bin", len)

@@ -176,7 +176,7 @@ def test_a_part_of_another_key_is_refused(tmp_path: Path) -> None:
     store, index = indexed(tmp_path)
     key = proxy_key(SPEC, 0, index.key, POINTS, "", 0)
     name = Unit(store, "proxy", key).part_name("checkpoint-100.pt")
-    store.create(name, filled(encode_checkpoint("0" * 64, 3, {"w": torch.zeros(2)}), name))
+    store.create(name, filled(encode_checkpoint("0" * 64, 3, {"w": torch.zeros(2)}), name)[0])
     with pytest.raises(CorruptError, match="belongs to another proxy"):
         proxy_stage(SPEC, inputs(index), store, SerialPool())
 
