@@ -75,7 +75,7 @@ class Cell:
             "sweep": grid(group),
             "shift": False,
             "select": {"keep": list(group.keep)},
-            "train": {"model": self.model, "lr": 0.003, "replicates": REPLICATES, "full": False, **self.train},
+            "train": {"model": self.model, "lr": 0.003, "replicates": REPLICATES, "full": True, **self.train},
             "report": {"margin_points": 0.5},
         }
 

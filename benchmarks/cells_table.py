@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flows.config import parse_config
+from flows.plan import FULL
 from tasks.comparison.paired import mean_interval
 from tasks.proxy import ProxySpec
 from tasks.report.wording import listed, plural
@@ -26,15 +27,16 @@ HEAD = """# Every sampler against random, cell by cell
 `MNIST=/path python -m benchmarks.cells` runs one sweep (`secateur sweep`) for each cell and group of keeps and writes this page.
 {facts}
 
-A cell is one data set with one model. All samplers rank by EL2N from three proxies of the model that is trained. Every arm
-has ten paired replicates, each a new selection and a new training, and as many steps as random at that keep. An entry is the mean
+A cell is one data set with one model. All samplers rank by EL2N from three proxies of the model that is trained. Every arm has
+ten paired replicates, each a new selection and a new training, and as many steps as random at that keep. An entry is the mean
 difference to random in points of test accuracy with the interval that its verdict rests on, adjusted for all arms of that keep
-(Dunnett, or Holm where spreads differ): **better** and worse where it excludes 0, equivalent within 0.5 points by two one-sided
-tests, otherwise undecided, which is left unsaid. A star: with other test examples the interval includes 0. Intervals are
-conditional on one set of proxies. The best of so many arms looks better than it is. `beta` and `width` are shares of the ranking:
-what is dropped from the hard end, and what the band holds below that; small keeps have other ones than large keeps. `rs2` and
-`rotate` draw anew every epoch: they train on keep n examples at a time and touch many more, which saves steps and no data. At
-small keeps `raked` has too few examples for any margin and is `exact`.
+(Dunnett, or Holm where spreads do not pass as equal): **better** and worse where it excludes 0, equivalent within 0.5 points by
+two one-sided tests, otherwise undecided, which is left unsaid. A star: with other test examples the interval includes 0.
+Intervals are conditional on one set of proxies. The best of so many arms looks better than it is. `beta` and `width` are shares
+of the ranking: what is dropped from the hard end, and what the band holds below that; small keeps have other ones than large
+keeps. `rs2` and `rotate` draw anew every epoch: they train on keep n examples at a time and touch many more, which saves steps
+and no data. At small keeps `raked` has too few examples for any margin and is `exact`. The full data are no candidate and
+adjusted for nothing.
 
 """
 
@@ -121,7 +123,8 @@ def _cell(name: str, cell: Described, found: list[dict[str, Any]], times: dict[s
     facts = (
         f"{data['n_train']:,} train, {data['n_validation']:,} validation and {data['n_test']:,} test examples. Scoring: "
         f"{plural(proxy.seeds, 'proxy').replace('proxys', 'proxies')} of {proxy.steps_for(data['n_train']):,} steps of "
-        f"{proxy.batch_size}. {plural(len(rows) * 10, 'training')}, {seconds:.0f} s. {_verdicts(comparisons.values())}"
+        f"{proxy.batch_size}. {plural(len(rows) * 10, 'training')}, {seconds:.0f} s. "
+        + _verdicts(row for row in comparisons.values() if row["arm"] != FULL)
     )
     lines = [
         f"## {cell.title}", "", fill(facts, WIDTH), "",
@@ -137,7 +140,8 @@ def _cell(name: str, cell: Described, found: list[dict[str, Any]], times: dict[s
     touched = {(arm["keep"], arm["name"]): arm for _, arm in rows}
     for arm in _sorted(order):
         entries = [_entry(comparisons.get((keep, arm)), touched.get((keep, arm)), random[keep]) for keep in keeps]
-        lines.append(f"| {arm.replace(' el2n', '')} | " + " | ".join(entries) + " |")
+        said = "full data, as many steps" if arm == FULL else arm.replace(" el2n", "")
+        lines.append(f"| {said} | " + " | ".join(entries) + " |")
     return "\n".join([*lines, ""])
 
 
@@ -168,9 +172,9 @@ def _less(arm: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def _sorted(names: list[str]) -> list[str]:
-    """Return the names with those of one protocol together, in the order in which the protocols came."""
+    """Return the names with those of one protocol together, in the order in which the protocols came, the full data last."""
     protocols = list(dict.fromkeys(name.split()[0] for name in names))
-    return sorted(names, key=lambda name: protocols.index(name.split()[0]))
+    return sorted(names, key=lambda name: (name == FULL, protocols.index(name.split()[0])))
 
 
 def _accuracy(arm: Mapping[str, Any]) -> str:

@@ -3,7 +3,9 @@
 DIR is that of the cells, with their configurations, results and store. The family of a cell's race is its own arms, less those
 that draw anew in every epoch, so the race finds its trainings in the store and only the confirmations are trained. Regret is
 what the split-half hindsight best of those arms gained over random on test (choosing on one half of the ten replicates, scored
-on the other; random is one of them), less what the answer gained in its fresh confirmation, 0 where it is random.
+on the other; random is one of them), less what the answer gained in its fresh confirmation, 0 where it is random. An answer
+that is random is non-inferior to it; any other one where its confirmation says so, and it is not judged where the margin is
+below two standard errors of the test set.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import yaml
 from flows.sweep import expand
 from tasks.comparison import mean_interval
 from tasks.comparison.hindsight import hindsight_best
+from tasks.comparison.verdict import NON_INFERIORITY_POINTS
 from tasks.policy.halving import RANDOM
 from tasks.samplers.registry import protocol_info
 
@@ -59,7 +62,7 @@ def gains(cell: dict[str, Any], keep: float, candidates: Sequence[str]) -> np.nd
 
 
 def rows(work: Path, cells: Sequence[str], store: str) -> Iterator[list[Any]]:
-    """Yield a row for each cell and keep: texts, then gain of the answer, regret, and whether it is non-inferior."""
+    """Yield a row for each cell and keep: texts, regret, and whether the answer is non-inferior, None where it is not judged."""
     for cell in cells:
         results, sweep = run_cell(work, cell, store), json.loads((work / f"{cell}.json").read_text())
         for entry in results["policy"]["keeps"]:
@@ -67,9 +70,7 @@ def rows(work: Path, cells: Sequence[str], store: str) -> Iterator[list[Any]]:
             best = hindsight_best(table).split_half
             confirmed = entry["confirmation"]
             gain = confirmed["mean_difference"] if entry["answer"] != RANDOM else 0.0
-            row = next((row for row in results["comparisons"] if row["keep"] == entry["keep"]), None)
-            bound = None if row is None else row["non_inferiority_bound"]
-            safe = entry["answer"] == RANDOM or (bound is not None and bound > -results["non_inferiority_points"])
+            safe = non_inferior(entry["answer"], entry["keep"], results["comparisons"])
             said = "none above random on validation"
             if confirmed is not None:
                 low, high = confirmed["ci95"]
@@ -78,7 +79,32 @@ def rows(work: Path, cells: Sequence[str], store: str) -> Iterator[list[Any]]:
                 cell.removeprefix("cells_"), f"{entry['keep']:g}", str(len(table) - 1), entry["answer"], said, f"{best:+.2f}",
                 f"{best - gain:+.2f}", f"{entry['costs']['full_trainings']:.1f}",
             ]  # fmt: skip
-            yield [texts, gain, best - gain, safe]
+            yield [texts, best - gain, safe]
+
+
+def non_inferior(answer: str, keep: float, comparisons: Sequence[dict[str, Any]]) -> bool | None:
+    """Return whether a loss of the margin to random is ruled out for the answer, None where that is not judged."""
+    if answer == RANDOM:
+        return True
+    found: bool | None = next(row["non_inferior"] for row in comparisons if (row["arm"], row["keep"]) == (answer, keep))
+    return found
+
+
+def summary(found: Sequence[Sequence[Any]]) -> str:
+    """Return the sentence over all rows; each cell that is not shown to be non-inferior, or not judged, is named."""
+    regret = np.array([row[1] for row in found])
+    interval = mean_interval(regret)
+    confirmed = sum(row[0][3] != RANDOM for row in found)
+    shown = sum(row[2] is True for row in found)
+    said = "every cell" if shown == len(found) else f"{shown} of {len(found)} cells"
+    for word, state in (("not shown", False), ("not judged (margin below two standard errors of the test set)", None)):
+        names = [f"{row[0][0]} {row[0][1]}" for row in found if row[2] is state]
+        said += f"; {word} at {', '.join(names)}" if names else ""
+    return (
+        f"{len(found)} cells: {confirmed} with a confirmed gain, {len(found) - confirmed} fell back to random; mean regret "
+        f"{regret.mean():+.2f} points{'' if interval is None else f' [{interval[0]:+.2f}, {interval[1]:+.2f}]'} (t over cells); "
+        f"non-inferior to random (margin {NON_INFERIORITY_POINTS:g} points) in {said}."
+    )
 
 
 def main() -> None:
@@ -94,15 +120,7 @@ def main() -> None:
     for row in rows(work, cells, str(work / "store")):
         print(f"| {' | '.join(row[0])} |", flush=True)
         found.append(row)
-    regret = np.array([row[2] for row in found])
-    interval = mean_interval(regret)
-    confirmed = sum(row[0][3] != RANDOM for row in found)
-    unsafe = [f"{row[0][0]} {row[0][1]}" for row in found if not row[3]]
-    print(
-        f"\n{len(found)} cells: {confirmed} with a confirmed gain, {len(found) - confirmed} fell back to random; mean regret "
-        f"{regret.mean():+.2f} points{'' if interval is None else f' [{interval[0]:+.2f}, {interval[1]:+.2f}]'} (t over cells); "
-        f"non-inferior to random in {'every cell' if not unsafe else 'all but ' + ', '.join(unsafe)}."
-    )
+    print(f"\n{summary(found)}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Scaling laws on trained models: `python -m benchmarks.scaling` writes `scaling.md` and `docs/figures/scaling.svg`.
 
-MNIST-1D, one draw of 100,000 rows cut to six nested sizes of ratio 3, so that keep 0.3 of one size has as many examples as keep
-0.1 of the next. Each size is one sweep; `--table` only fits and draws what is in the store.
+MNIST-1D, one draw of 100,000 rows cut to six nested sizes of ratio 3, so that keep 0.3 of one size has about as many examples as
+keep 0.1 of the next. Each size is one sweep; `--table` only fits and draws what is in the store.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -58,10 +59,11 @@ FITS = """
 ENVELOPE = """
 ## The envelope
 
-The better keep at each number m of kept examples: 0.3 of n or 0.1 of 3 n. `error` is too low, as the keep was chosen by it;
-`fair` chooses on one half of the replicates and scores on the other. Both are in %.
+The better of two keeps that hold about as many examples m: 0.3 of a size n, or 0.1 of the next size, about 3 n. Both numbers are
+given. `error` is too low, as the keep was chosen by it; `fair` chooses on one half of the replicates and scores on the other.
+Both are in %.
 
-| m | arm | keep | error | fair |
+| m at 0.3 and at 0.1 | arm | keep | error | fair |
 |---|---|---|---|---|
 """
 
@@ -135,7 +137,7 @@ def write(found: Sequence[dict[str, Any]], out: Path, drawing: Path, cores: int)
     text += ENVELOPE
     for said in ARMS:
         for kept, points in _envelopes(sizes, errors, said):
-            text += f"| {kept:,} | {said} | {points} |\n"
+            text += f"| {kept} | {said} | {points} |\n"
     out.write_text(text)
     drawing.write_text(draw(sizes, errors, fits))
 
@@ -151,14 +153,15 @@ def _against(found: SlopeDifference) -> str:
     return f"{found.difference:+.2f} [{low:+.2f}, {high:+.2f}] {said}"
 
 
-def _envelopes(sizes: Sequence[int], errors: dict[tuple[float, str], F64], said: str) -> list[tuple[int, str]]:
-    """Return (m, keep, error and fair error as a row) wherever both keeps have about m examples."""
-    cells = {}
-    for place in range(len(sizes) - 1):
-        kept = round(max(KEEPS) * sizes[place])
+def _envelopes(sizes: Sequence[int], errors: dict[tuple[float, str], F64], said: str) -> list[tuple[str, str]]:
+    """Return (both m; keep, error and fair error) as parts of a row, wherever both keeps have about as many examples."""
+    cells, both = {}, {}
+    for place, (size, larger) in enumerate(itertools.pairwise(sizes)):
+        kept = round(max(KEEPS) * size)
+        both[kept] = f"{kept:,} and {round(min(KEEPS) * larger):,}"
         cells[kept, max(KEEPS)] = errors[max(KEEPS), said][place]
         cells[kept, min(KEEPS)] = errors[min(KEEPS), said][place + 1]
-    return [(point.kept, f"{point.keep:g} | {point.error:.2f} | {point.fair_error:.2f}") for point in envelope(cells)]
+    return [(both[point.kept], f"{point.keep:g} | {point.error:.2f} | {point.fair_error:.2f}") for point in envelope(cells)]
 
 
 def draw(sizes: Sequence[int], errors: dict[tuple[float, str], F64], fits: dict[tuple[float, str], Scaling]) -> str:

@@ -76,6 +76,25 @@ class AttemptState:
     facts: Mapping[str, Fact] = field(default_factory=dict)
     unreadable: tuple[str, ...] = ()
 
+    def seconds(self, now: datetime) -> float:
+        """Return how long the attempt took, up to `now` where it runs; 0 where its start is lost.
+
+        One that was killed ends with its last sign of life: its heartbeat, or the last stage that it recorded.
+        """
+        try:
+            started = datetime.fromisoformat(self.started)
+        except ValueError:
+            return 0.0
+        if self.ended is not None:
+            end = datetime.fromisoformat(self.ended)
+        elif self.state == "running":
+            end = now
+        else:
+            beat = started if self.heartbeat is None else datetime.fromisoformat(self.heartbeat)
+            # Stages follow each other: where the last one was recorded, as much time had passed as all of them took.
+            end = max(beat, started + timedelta(seconds=sum(stage.seconds for stage in self.stages)))
+        return max(0.0, (end - started).total_seconds())
+
 
 class Attempt:
     """Record an attempt at `run` for the length of a `with` block: its start, a heartbeat, its stages, its end.
@@ -134,6 +153,8 @@ class Attempt:
             rows = [vars(stage) for stage in self._stages]
             with contextlib.suppress(OSError, StoreError):
                 self.store.replace(f"{self._base}.stages.json", canonical_json(rows, "stages"))
+                # What is recorded after a kill is told by the last heartbeat, and a stage is a sign of life too.
+                self._write_heartbeat()
 
     @property
     def stages(self) -> tuple[StageTiming, ...]:

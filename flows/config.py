@@ -37,7 +37,7 @@ class ArmSpec(Spec):
     score: str | None = setting(None, identity=True, doc="Column of the score table that ranks.")
     protocol: str = setting(
         "exact", identity=True, doc="topk, exact, approximate, tempered, ccs, band, prototype_band, pps, raked, rs2 or "
-        "rotate; random is always there."
+        "rotate; random is always there, and with `classes` an arm beside it."
     )
     alpha: Alpha | None = setting(
         None, identity=True, doc="Share of the budget spent on signal, in [0, 1]; auto, exact only: that of least variance."
@@ -65,6 +65,11 @@ class ArmSpec(Spec):
         """Return the selection of this arm at one keep."""
         settings = {name: getattr(self, name) for name in type(self).model_fields if name != "name"}
         return SelectionSpec(keep=keep, **settings)
+
+    @property
+    def shown_protocol(self) -> str:
+        """Return the protocol as results name it: `random` is the baseline alone, a draw with class budgets says them."""
+        return f"random, {self.classes}" if self.protocol == "random" and self.classes is not None else self.protocol
 
     @property
     def label(self) -> str:
@@ -123,10 +128,10 @@ class SelectSpec(Spec):
                 raise InputError(f"select.keep is {keep:g}: it is the fraction kept; give a number in (0, 1]")
             for arm in self.arms:
                 arm.at(keep)
-        if any(arm.protocol == RANDOM_ARM.protocol for arm in self.arms):
+        if any(arm.protocol == RANDOM_ARM.protocol and arm.classes is None for arm in self.arms):
             raise InputError(
                 "select.arms has an arm of protocol random, which is always there, and is what the others are compared with; "
-                "leave it out, or for class budgets give protocol exact with alpha 0 and classes, which draws the same"
+                "leave it out, or give it budgets of the classes: classes, proportional or balanced"
             )
         if len(set(self.keep)) != len(self.keep):
             raise InputError(f"select.keep lists a fraction twice: {list(self.keep)}; each keep once")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.errors import CorruptError, InputError
+from cluster.fingerprint import canonical_json, sha256
 from cluster.record import Unit
 from cluster.storage import Store
 from flows.config import RunConfig
@@ -24,7 +25,8 @@ from tasks.selecting import SelectionUnit, selection_key
 from tasks.selection.spec import SelectionSpec
 from tasks.train import train_key
 
-# Confirmation has a domain of its own: its seeds are nobody else's, whatever ran on the store before.
+# The seeds of a confirmation are those of its race alone: another race that asks again, after a look at the test results of this
+# one, draws and trains anew. The same race finds its own.
 CONFIRM = "confirm"
 
 Selections = dict[tuple[str, float, int], tuple[str, SelectionUnit]]
@@ -129,10 +131,25 @@ def first_units(sources: Sources) -> tuple[Selections, list[PlannedTraining]]:
         keep: run_race(list(family.candidates), policy.rungs, policy.stay, {})
         for keep, family in families(sources.config).items()
     }
-    return _units(sources, races, {})
+    return race_units(sources, races, {})
 
 
-def _units(sources: Sources, races: Mapping[float, Race], made: Made) -> tuple[Selections, list[PlannedTraining]]:
+def race_digest(sources: Sources, keep: float, candidates: Mapping[str, SelectionSpec]) -> str:
+    """Return what tells the race of one keep from every other: all that its trainings and decisions follow from.
+
+    The key of random's first training stands for data, code, root seed, keep and how is trained. What changes nothing of
+    the race is not in it, as the run's name, the other keeps, lines that cannot be drawn here, or an arm of the full data.
+    """
+    policy = sources.policy
+    random, _ = sources.training(RANDOM, SelectionSpec(protocol=RANDOM, keep=keep), keep, 0, (0,))
+    race = {
+        "candidates": [[name, spec.effective()] for name, spec in candidates.items()], "scores": sources.merge,
+        "rungs": list(policy.rungs), "stay": policy.stay, "confirm": policy.confirm, "random": random.key,
+    }  # fmt: skip
+    return sha256(canonical_json(race, "policy"))
+
+
+def race_units(sources: Sources, races: Mapping[float, Race], made: Made) -> tuple[Selections, list[PlannedTraining]]:
     """Return the units of races as far as they are decided; those that are not in `made` are put there."""
     selections: Selections = {}
     trainings: list[PlannedTraining] = []
@@ -153,9 +170,10 @@ def _units(sources: Sources, races: Mapping[float, Race], made: Made) -> tuple[S
     for keep, race in races.items():
         if race.winner is None:
             continue
+        digest = race_digest(sources, keep, found[keep].candidates)
         for name in (RANDOM, race.winner, *((FULL,) if sources.config.train.full else ())):
             for one, number in enumerate(confirming(sources.policy)):
-                add(name, specs[keep].get(name), keep, number, (CONFIRM, one))
+                add(name, specs[keep].get(name), keep, number, (CONFIRM, digest, one))
     return selections, trainings
 
 
@@ -183,7 +201,7 @@ def grow(plan: Plan, store: Store) -> Plan:
     with ThreadPoolExecutor(LOOKUPS) as readers:
         while True:
             races = {keep: run_race(names, policy.rungs, policy.stay, known[keep]) for keep, names in found.items()}
-            selections, trainings = _units(sources, races, made)
+            selections, trainings = race_units(sources, races, made)
             places = {_place(one): one for one in trainings if one.replicate < policy.rungs[-1]}
             new = [one for place, one in places.items() if place not in asked]
             if not new:

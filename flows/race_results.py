@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from cluster.errors import CorruptError
 from cluster.record import Seal, Unit
 from cluster.storage import Store
-from flows.attempts import attempt_states
+from flows.costs import wall_time
 from flows.plan import FULL, Plan, sealed
 from flows.race_plan import confirming, families
 from tasks.policy.answer import Costs
 from tasks.policy.halving import RANDOM
 from tasks.report.inputs import ArmResult
 from tasks.report.policy import RULE, keep_record, policy_sentence
-from tasks.report.wording import notes, percent
+from tasks.report.wording import keep_sentence, notes, percent
 from tasks.selection.spec import SelectionSpec
 
 # Points by which a sealed validation accuracy may differ from its own table of predictions.
@@ -70,9 +69,9 @@ def add_race(plan: Plan, store: Store, index: Seal, results: dict[str, Any]) -> 
         settings = {name: _given(spec) for name, spec in family.candidates.items()}
         costs = costs_at(plan, keep, int(index.meta["num_train"]))
         entries.append(keep_record(keep, plan.races[keep], family.left_out, settings, costs, results["comparisons"]))
-    wall = wall_time(store, plan.run_name)
+    wall = wall_time(plan, store)
     for entry in entries:
-        entry["sentence"] = policy_sentence(entry, wall["seconds"], len(entries))
+        entry["sentence"] = policy_sentence(entry, wall, len(entries))
     results["policy"] = {
         "rule": RULE, "family": [dict(line) for line in policy.family], "rungs": list(policy.rungs), "stay": policy.stay,
         "confirm": policy.confirm, "keeps": entries, "wall": wall,
@@ -82,6 +81,8 @@ def add_race(plan: Plan, store: Store, index: Seal, results: dict[str, Any]) -> 
     for row in results["keeps"]:
         if row["keep"] not in tested:
             row["sentence"] = f"At keep {percent(row['keep'])} no candidate was tested: random, in the replicates of the race."
+        else:
+            row["sentence"] = keep_sentence(results, row["keep"])
     results["notes"] = notes(results)
 
 
@@ -123,18 +124,3 @@ def costs_at(plan: Plan, keep: float, num_train: int) -> Costs:
     steps = config.train.steps_for(round(keep * num_train))
     confirmation = 0 if race.winner is None else 2 * policy.confirm * steps
     return Costs(scoring, scored, len(race.trainings()) * steps, confirmation, config.train.steps_for(num_train), steps)
-
-
-def wall_time(store: Store, run: str) -> dict[str, Any]:
-    """Return how long the attempts at a run took together, in seconds; one that was killed counts to its last heartbeat."""
-    attempts = attempt_states(store, run)
-    now = datetime.now(UTC).isoformat()
-    seconds = 0.0
-    for one in attempts:
-        end = one.ended or (now if one.state == "running" else one.heartbeat) or one.started
-        try:
-            seconds += max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(one.started)).total_seconds())
-        except (ValueError, TypeError):
-            # An attempt whose record cannot be read is named by `status`; how long it took nobody knows.
-            continue
-    return {"seconds": round(seconds, 1), "attempts": len(attempts)}

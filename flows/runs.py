@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -171,7 +172,7 @@ def arm_results(plan: Plan, store: Store) -> list[ArmResult]:
             alpha = picked[0].meta["alpha"]
             results.append(
                 ArmResult(
-                    arm.label, arm.score, arm.protocol, keep, alpha, arm.gamma, picked,
+                    arm.label, arm.score, arm.shown_protocol, keep, alpha, arm.gamma, picked,
                     [trainings[by_place[arm.label, keep, r]] for r in replicates],
                 )
             )
@@ -195,9 +196,11 @@ def make_report(
 
     A seal that is given is not read again: of 10,000 shards it takes 4 MiB while it is read.
     """
+    from flows.costs import scoring_of, scoring_steps
     from flows.curves import add_curves
     from flows.measured import add_shift
-    from flows.sweep import REPLICATES, grid_of
+    from flows.sweep import grid_of
+    from tasks.comparison import SEARCH_REPLICATES, least_replicates
     from tasks.report.curves import FIGURE, curve_figure
     from tasks.report.publish import write_report
     from tasks.report.results import build_results
@@ -206,10 +209,20 @@ def make_report(
     plan = plan.grown(store)
     index = index or sealed(Unit(store, "shard", plan.shard))
     merge = merge or sealed(Unit(store, "merge", plan.merge))
-    arms = arm_results(plan, store)
-    # A sweep is a search.
-    least = {} if plan.config.sweep is None else {"min_replicates": REPLICATES}
-    results = build_results(plan.run_name, index, arms, plan.config.report.margin_points, store, **least)
+    num_train = int(index.meta["num_train"])
+    arms = [replace(arm, scoring_steps=scoring_steps(plan, arm.score, num_train)) for arm in arm_results(plan, store)]
+    least, scoring = None, None
+    if plan.config.sweep is not None:
+        # A sweep is a search, were its grid of one arm.
+        least = SEARCH_REPLICATES
+    if plan.config.policy is not None:
+        # One comparison a keep, whether or not there is a winner to be compared.
+        least = least_replicates(len(plan.config.select.keep))
+    else:
+        scoring = scoring_of(plan, arms, num_train)
+    results = build_results(
+        plan.run_name, index, arms, plan.config.report.margin_points, store, min_replicates=least, scoring=scoring
+    )
     if plan.config.sweep is not None:
         results["sweep"] = grid_of(plan.config).facts()
     if plan.config.policy is not None:
@@ -219,8 +232,8 @@ def make_report(
         settings = {place: spec.effective() for place, spec in race_specs(plan).items()}
     else:
         settings = {(arm.label, keep): arm.at(keep).effective() for arm in plan.config.arms() for keep in plan.config.select.keep}
-    add_curves(plan, store, int(index.meta["num_train"]), arms, results)
-    table = results_table(plan.run_name, arms, settings, int(index.meta["num_train"]))
+    add_curves(plan, store, num_train, arms, results)
+    table = results_table(plan.run_name, arms, settings, num_train)
     figure = curve_figure(results)
     beside = {TABLE: table_bytes(table), **({} if figure is None else {FIGURE: figure})}
     page = PageInputs(
@@ -236,11 +249,13 @@ def subset_units(plan: Plan, selections: dict[str, Seal]) -> list[tuple[str, Sea
 
 
 def recorded_stages(store: Store, run: str) -> list[StageTiming]:
-    """Return, for each stage, the time of the last attempt that computed of it, or of the last that found it sealed."""
+    """Return, for each stage, the time of all attempts that computed of it, or of the last that found it sealed."""
     best: dict[str, StageTiming] = {}
     for timing in stage_timings(store, run):
         found = StageTiming(timing.name, timing.seconds, timing.computed > 0, timing.items)
         known = best.get(timing.name)
+        if known is not None and known.computed and found.computed:
+            found = replace(found, seconds=known.seconds + found.seconds)
         if known is None or found.computed or not known.computed:
             best[timing.name] = found
     return list(best.values())

@@ -224,7 +224,7 @@ def announce(config: RunConfig) -> None:
     each = f"{plural(len(config.select.keep), 'keep')} and {plural(replicates, 'replicate')} of each"
     print(f"sweep: {grid_of(config).sentence}; {each}", file=sys.stderr)
     if replicates < REPLICATES:
-        print(f"sweep: below {REPLICATES} replicates there is no verdict; set train.replicates", file=sys.stderr)
+        print(f"sweep: below {REPLICATES} replicates there is no verdict; set train.replicates to {REPLICATES}", file=sys.stderr)
 
 
 def run_sweep(config: RunConfig, store_uri: str, ray: str, as_json: bool) -> None:

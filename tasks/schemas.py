@@ -100,6 +100,8 @@ def results_schema(parameters: Mapping[str, pa.DataType]) -> pa.Schema:
             pa.field("batch_size", pa.int64(), nullable=False),
             pa.field("epochs", pa.float64(), nullable=False),
             pa.field("examples_touched", pa.int64(), nullable=False),
+            # Of all proxies together, which the arms that rank by their scores share; null for scores brought.
+            pa.field("scoring_steps", pa.int64()),
             pa.field("accuracy", pa.float64(), nullable=False),
             pa.field("validation_accuracy", pa.float64()),
             # Over the classes that have test examples.

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 MIN_REPLICATES = 5
-"""Fewest replicates for a verdict on comparisons named in advance."""
+"""Fewest replicates for a verdict on one comparison named in advance."""
 SEARCH_REPLICATES = 10
-"""Fewest replicates for a verdict on the arms of a sweep or a search."""
+"""Fewest replicates for a verdict where several comparisons are named, as in a sweep or a search."""
 # Differences of percentages carry rounding noise near 1e-14; one answer in 1e9 examples moves accuracy by 1e-7 points.
 NO_SPREAD = 1e-9
 
@@ -76,6 +76,17 @@ class Paired:
         if self.deviation == 0.0:
             return 0.0
         return float(stdtr(self.count - 1, -distance / self.error))
+
+
+def least_replicates(comparisons: int) -> int:
+    """Return the fewest replicates for a verdict in a run that names so many comparisons, over all its keeps."""
+    return MIN_REPLICATES if comparisons <= 1 else SEARCH_REPLICATES
+
+
+def least_text(least: int) -> str:
+    """Return the rule about the fewest replicates for a verdict, as it applies."""
+    why = " where several comparisons are named" if least >= SEARCH_REPLICATES else ""
+    return f"a verdict takes at least {least}{why}"
 
 
 def pair(differences: Floats) -> Paired:

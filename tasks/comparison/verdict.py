@@ -12,7 +12,7 @@ from tasks.comparison.adjustment import Adjusted, adjust
 from tasks.comparison.classes import ClassDifference, class_difference
 from tasks.comparison.examples import example_error, margin_refusal, two_way_interval
 from tasks.comparison.margins import Within, equivalence, non_inferiority
-from tasks.comparison.paired import ALPHA, MIN_REPLICATES, Interval, Paired, Sample, excludes_zero, pair
+from tasks.comparison.paired import ALPHA, MIN_REPLICATES, Interval, Paired, Sample, excludes_zero, least_text, pair
 from tasks.comparison.power import needed_replicates
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def compare_with_random(
 
     Pairs by replicate number; where one has more replicates, those without a partner are left out and `reason` says
     so. `margin_points` is the half-width within which arms count as equivalent, `non_inferiority_points` the loss that
-    a non-inferior arm has less than; 0 switches the question off. Raises InputError on an arm without results, a margin
+    a non-inferior arm has less than; 0 switches the question off. Give `min_replicates` by `least_replicates` where the run
+    names more comparisons than one. Raises InputError on an arm without results, a margin
     that is no number >= 0, or tables of other test examples.
     """
     for word, margin in (("equivalence", margin_points), ("non-inferiority", non_inferiority_points)):
@@ -204,7 +205,7 @@ def _verdict(case: _Case, margin: float, refusal: str, two_way: Interval | None,
     """Return the verdict and its reason."""
     one, near = case.one, case.near
     if case.found.interval is None or one.count < least:
-        return "undecided", f"{one.count} replicate{'s' * (one.count != 1)}: a verdict takes at least {least}"
+        return "undecided", f"{one.count} replicate{'s' * (one.count != 1)}: {least_text(least)}"
     ends = "" if near.interval is None else f"[{near.interval[0]:+.2f}, {near.interval[1]:+.2f}]"
     if case.found.rejected:
         reason = f"the interval lies {'above' if one.mean > 0 else 'below'} 0"

@@ -32,6 +32,8 @@ class ArmResult:
     gamma: float | None
     selections: Sequence[Seal] | None
     trains: Sequence[Seal]
+    scoring_steps: int | None = 0
+    """Optimiser steps behind the score that it ranks by, shared with the other arms that do; None for scores brought."""
 
     @property
     def is_full(self) -> bool:

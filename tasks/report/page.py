@@ -10,6 +10,7 @@ from tasks.report.charts import accuracy_chart, duration, forest_chart, time_cha
 from tasks.report.curves import CURVE_STYLE, curve_section
 from tasks.report.inputs import PageInputs
 from tasks.report.policy import policy_section, sentences
+from tasks.report.scoring import scoring_cell
 from tasks.report.sections import balance_section, score_section, weight_section
 from tasks.report.shift import SHIFT_STYLE, shift_section
 from tasks.report.style import STYLE
@@ -20,7 +21,7 @@ from tasks.report.wording import GLOSSARY, bounds, count, kept_text, needed_text
 
 HEADERS = (
     "arm", "verdict", "difference to random", "accuracy, %", "non-inferior", "kept", "steps", "batch", "epochs", "touched",
-    "over test examples too", "worst class, %", "its difference", "score", "protocol", "alpha", "why",
+    "scoring steps", "over test examples too", "worst class, %", "its difference", "score", "protocol", "alpha", "why",
 )  # fmt: skip
 WORDS = ("verdict", "non-inferior", "score", "protocol", "why")
 
@@ -147,6 +148,7 @@ def _cells(arm: Mapping[str, Any], row: Mapping[str, Any] | None) -> list[str]:
         count(arm["batch_size"]),
         f"{arm['epochs']:.1f}",
         count(arm["examples_touched"]),
+        scoring_cell(arm["scoring_steps"]),
         two_way,
         escape(f"{worst['accuracy']:.1f} ({worst['name']})"),
         lowest,
@@ -178,7 +180,7 @@ def _stages(page: PageInputs) -> str:
         return ""
     computed = [stage for stage in page.stages if stage.computed]
     total = duration(sum(stage.seconds for stage in page.stages))
-    said = f"{len(computed)} of {len(page.stages)} stages computed something in this attempt, {total} in all."
+    said = f"{len(computed)} of {len(page.stages)} stages computed something in this run's attempts, {total} in all."
     return (
         f'<section><h2>What ran</h2><p>{said}</p><div class="cards"><div class="card">{time_chart(page.stages)}'
         f"{_key(('done', 'computed'), ('hollow', 'reused: sealed before'))}</div></div></section>"
@@ -209,7 +211,8 @@ def _configuration(page: PageInputs) -> str:
 def _glossary(results: Mapping[str, Any]) -> str:
     items = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in GLOSSARY.items())
     rule = (
-        f"Verdicts: paired over at least {results['min_replicates']} replicates, two-sided 5 % over all pruned arms of one "
+        f"Verdicts: paired over at least {results['min_replicates']} replicates (5 for one comparison named in "
+        "advance, 10 where a run names several, over all its keeps), two-sided 5 % over all pruned arms of one "
         "keep: by paired t for one arm, by Dunnett or Holm for several, as said under each chart. The interval shown is the "
         "one that decides: it leaves 0 out exactly where the verdict is better or worse, and taken alone it covers at least "
         "95 %. The full data is no candidate and is judged by itself."

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from tasks.comparison import least_replicates, least_text
 from tasks.policy.answer import Costs, answer_of
 from tasks.policy.halving import RANDOM, Race, Rung
 from tasks.report.charts import duration
@@ -67,8 +68,20 @@ def keep_record(
     }
 
 
-def policy_sentence(entry: Mapping[str, Any], wall_seconds: float, keeps: int) -> str:
-    """Return the finding of one keep in one sentence, its costs included; `wall_seconds` are those of all keeps together."""
+def time_text(wall: Mapping[str, Any], keeps: int) -> str:
+    """Return how long scoring and search took, all keeps together, and of how many trainings that is not known."""
+    unknown, trainings = wall["not_known"], wall["trainings"]
+    if wall["seconds"] is None:
+        return f"time not known, as all {count(trainings)} trainings were there already"
+    said = duration(wall["seconds"]) + (" for all keeps" if keeps > 1 else "")
+    if not unknown:
+        return said
+    were = "which was" if unknown == 1 else "which were"
+    return f"at least {said}, not known for {count(unknown)} of {count(trainings)} trainings, {were} there already"
+
+
+def policy_sentence(entry: Mapping[str, Any], wall: Mapping[str, Any], keeps: int) -> str:
+    """Return the finding of one keep in one sentence, its costs included; `wall` is the time of all keeps together."""
     confirmation, candidates = entry["confirmation"], plural(len(entry["candidates"]), "candidate")
     start = f"Keep {percent(entry['keep'])}: "
     if confirmation is None:
@@ -83,14 +96,16 @@ def policy_sentence(entry: Mapping[str, Any], wall_seconds: float, keeps: int) -
                 f"random; {entry['winner']}, the best of {candidates} on validation, was not confirmed to beat it: "
                 f"{signed(gain)} points {where}"
             )
+            least = least_replicates(keeps)
+            if confirmation["replicates"] < least:
+                found += f", and {least_text(least)}: set policy.confirm to {least}"
         else:
             found = f"{entry['winner']} beats random by {_points(gain)} points {where}"
     costs = entry["costs"]
     full = f"{costs['full_trainings']:.1f} full trainings"
-    time = duration(wall_seconds) + (" for all keeps" if keeps > 1 else "")
     what = "scoring and search" if costs["scoring_steps"] is not None else "the search, without the scores you brought,"
     return (
-        f"{start}{found}; {what} cost {full} ({count(costs['steps'])} steps, {time}), every later training "
+        f"{start}{found}; {what} cost {full} ({count(costs['steps'])} steps; {time_text(wall, keeps)}), every later training "
         f"{percent(entry['keep'])} of the data."
     )
 
@@ -169,7 +184,8 @@ def _costs(results: Mapping[str, Any]) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return (
         "<p>What it cost, in optimiser steps. Scoring is shared by all keeps and counts in full in each; its forward passes are "
-        f"no steps. Wall time of {plural(policy['wall']['attempts'], 'attempt')} at this run: "
-        f'{duration(policy["wall"]["seconds"])}.</p><div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"no steps. Wall time: {time_text(policy['wall'], len(policy['keeps']))}. It counts "
+        f"{plural(policy['wall']['attempts'], 'attempt')} at this run, and the scoring of other runs.</p>"
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

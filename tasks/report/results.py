@@ -11,13 +11,15 @@ from cluster.errors import CorruptError, InputError
 from cluster.record import Seal
 from cluster.storage import Store
 from tasks.budget import batches_of
-from tasks.comparison import MIN_REPLICATES, Comparison, Sample, compare_with_random, mean_interval
+from tasks.comparison import Comparison, Sample, compare_with_random, least_replicates, mean_interval
 from tasks.comparison.classes import worst_class
 from tasks.comparison.power import POWER
 from tasks.comparison.verdict import NON_INFERIORITY_POINTS
 from tasks.quarantine import left_out
 from tasks.report.correctness import Correctness
+from tasks.report.effects import weight_effect
 from tasks.report.inputs import ArmResult
+from tasks.report.scoring import Scoring
 from tasks.report.wording import adjustment_sentence, arm_sentence, headline, keep_sentence, notes
 
 SELECTION_FACTS = (
@@ -41,19 +43,23 @@ def build_results(
     margin_points: float,
     store: Store,
     *,
-    min_replicates: int = MIN_REPLICATES,
+    min_replicates: int | None = None,
+    scoring: Scoring | None = None,
     non_inferiority_points: float = NON_INFERIORITY_POINTS,
 ) -> dict[str, Any]:
     """Return results.json of a run as plain values: deterministic, free of NaN, accuracies in percent of the last step.
 
-    `min_replicates` below which no verdict is given: 5 for comparisons named in advance, 10 for a sweep or search. The
-    pruned arms of one keep are adjusted for as one family. Training on the full data answers another question, what
-    pruning costs, and is no candidate: it is judged by itself.
+    `min_replicates` below which no verdict is given: by default 5 where the arms make one comparison with random over all
+    keeps, the full data's left out, and 10 where they make more. `scoring` is left out where no arm ranks by a
+    score, and of a race, which counts its own. The pruned arms of one keep are adjusted for as one family. Training on the
+    full data answers another question, what pruning costs, and is no candidate: it is judged by itself.
     Raises InputError on arms that cannot be compared: two random arms at a keep, two arms of one name at a keep,
     replicates that share a seed, arms whose replicates have different seeds; CorruptError where a sealed accuracy is
     not that of its predictions.
     """
     check_arms(arms)
+    if min_replicates is None:
+        min_replicates = least_replicates(sum(not arm.is_full and not arm.is_random for arm in arms))
     reader = Correctness(store)
     samples = [reader.sample(arm) for arm in arms]
     comparisons = []
@@ -95,6 +101,8 @@ def build_results(
         "arms": [_arm_row(arm, sample, meta) for arm, sample in zip(arms, samples)],
         "comparisons": comparisons,
     }
+    if scoring is not None:
+        results["scoring"] = scoring.record()
     results = plain(results)
     for row in results["comparisons"]:
         row["sentence"] = arm_sentence(row)
@@ -208,6 +216,7 @@ def _arm_row(arm: ArmResult, sample: Sample, index: Any) -> dict[str, Any]:
         "batch_size": batch,
         "epochs": steps / batches_of(kept, batch),
         "examples_touched": round(sum(seal.meta["examples_touched"] for seal in arm.trains) / len(arm.trains)),
+        "scoring_steps": arm.scoring_steps,
         "accuracy": sample.accuracy,
         "mean": float(sample.accuracy.mean()),
         "ci95": interval,
@@ -222,7 +231,8 @@ def _arm_row(arm: ArmResult, sample: Sample, index: Any) -> dict[str, Any]:
         "seeds": [seal.meta.get("seed") for seal in arm.trains],
     }
     if arm.selections is not None:
-        row["selection"] = {
+        effects = [weight_effect(seal.meta) for seal in arm.selections]
+        row["selection"] = {"weight_design_effect": sum(effects) / len(effects)} | {
             name: _first_or_mean([seal.meta.get(name) for seal in arm.selections])
             for name in (*SELECTION_FACTS, *(name for name in PROTOCOL_FACTS if name in arm.selections[0].meta))
         }

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from tasks.report.charts import balance_chart, histogram_chart, weight_chart
+from tasks.report.effects import OF_TOTALS, OF_WEIGHTS, effects_list, weight_effect
 from tasks.report.inputs import ArmResult, PageInputs
 from tasks.report.wording import percent
 
@@ -109,7 +110,7 @@ def balance_rows(arm: ArmResult, names: Sequence[str]) -> tuple[list[tuple[str, 
 
 
 def weight_section(page: PageInputs) -> str:
-    """Return the weights of each selection with the effective sample size and the design effect."""
+    """Return the weights of each selection with the effective sample size and the design effects, and a reason for every dash."""
     cards, table = [], []
     for keep in sorted({arm.keep for arm in page.arms if arm.selections}):
         rows = []
@@ -125,7 +126,7 @@ def weight_section(page: PageInputs) -> str:
             table.append(
                 f'<tr><th scope="row">{escape(arm.name)}</th><td>{percent(keep)}</td><td>{meta["num_signal"]:,}</td>'
                 f"<td>{meta['num_exploration']:,}</td><td>{meta['ess']:,.0f}</td><td>{percent(round(share, 3))}</td>"
-                f"<td>{effect}</td><td>{meta['weight_sum']:,.1f}</td></tr>"
+                f"<td>{weight_effect(meta):.3f}</td><td>{effect}</td><td>{meta['weight_sum']:,.1f}</td></tr>"
             )
         if rows:
             cards.append(f'<div class="card"><h3>Keep {percent(keep)}</h3>{weight_chart(rows)}</div>')
@@ -133,13 +134,14 @@ def weight_section(page: PageInputs) -> str:
         return ""
     head = "".join(
         f'<th scope="col">{name}</th>'
-        for name in ("arm", "keep", "signal", "exploration", "effective size", "of kept", "design effect", "weight sum")
+        for name in ("arm", "keep", "signal", "exploration", "effective size", "of kept", OF_WEIGHTS, OF_TOTALS, "weight sum")
     )
     return (
         "<section><h2>Weights</h2><p>What an example counts in the training loss: the line runs from the smallest "
         "weight to the largest, the box holds the middle half. Replicate 0.</p>"
         f'<div class="cards">{"".join(cards)}</div><div class="scroll" tabindex="0">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(table)}</tbody></table></div></section>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(table)}</tbody></table></div>"
+        f"{effects_list((arm.name, arm.selections[0].meta) for arm in page.arms if arm.selections)}</section>"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from tasks.report.effects import OF_TOTALS, OF_WEIGHTS, no_totals_reason, weight_caveat, weight_effect
 from tasks.report.inputs import PageInputs, ShiftResult
 from tasks.report.svg import drawing, element, scale, text
 from tasks.report.wording import count, percent, signed
@@ -28,7 +29,7 @@ SHIFT_STYLE = (
 
 HEADERS = (
     "arm", "told apart (AUC)", "energy, %", "ignored regions, %", "data in them, %", "classes moved, %", "score moved, %",
-    "signal and rest, %", "in theory, %", "effective size, %", "design effect",
+    "signal and rest, %", "in theory, %", "effective size, %", OF_WEIGHTS, OF_TOTALS,
 )  # fmt: skip
 
 FEATURE_FACTS = ("features", "sample", "values", "of_values", "components", "explained", "scale", "cells", "pairs")
@@ -48,7 +49,11 @@ def shift_record(shift: ShiftResult) -> dict[str, Any]:
         figures, selection = arm.figures.meta, arm.selection.meta
         named = {name: value for name, value in figures.items() if name not in ("points", "cells")}
         own = {name: selection.get(name) for name in ("ess", "design_effect", "weight_quantiles")}
-        rows.append({"arm": arm.name, "keep": arm.keep, **named, **own})
+        effects = {
+            "weight_design_effect": weight_effect(selection), "weight_caveat": weight_caveat(selection),
+            "no_design_effect": no_totals_reason(selection),
+        }  # fmt: skip
+        rows.append({"arm": arm.name, "keep": arm.keep, **named, **own, **effects})
     return {
         "replicate": 0,
         **{name: features[name] for name in FEATURE_FACTS},
@@ -109,7 +114,10 @@ def meanings(found: Mapping[str, Any]) -> dict[str, str]:
         "them without any kept example, and the share of the data that lies there. The source paper shows that top-k never "
         "sees whole regions.",
         "effective size": "How many equally weighted examples the kept ones are worth, as a share of them (Kish).",
-        "design effect": "The mean squared error of estimated class totals against that of a random draw of the same size.",
+        OF_WEIGHTS: "Kish's, n sum w^2 / (sum w)^2 over the n kept: by how much unequal weights alone raise the variance of a "
+        "mean. Where weights are equal it is 1 whatever was kept, and cannot tell a fair draw from one that leaves regions out.",
+        OF_TOTALS: "The mean squared error of estimated class totals against that of a random draw of the same size. A dash "
+        "where no such error exists or can be stated; the list under the table of weights says why, arm by arm.",
         "what it rests on": "Replicate 0 of each arm, and its first epoch where each draws anew; a hash sample of "
         f"{found['sample']:,} train examples, the same for all arms, and at most {most:,} kept ones; "
         f"{found['components']} principal components of {what} "
@@ -130,6 +138,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
             _share(row["empty_mass"]),
             *(_pair(row, name, _share) for name in ("class_tv", "score_tv", "partition_tv", "closed_form")),
             _share(row["ess"] / row["num_kept"]),
+            f"{row['weight_design_effect']:.3f}",
             "–" if row["design_effect"] is None else f"{row['design_effect']:.3f}",
         ]
         said = "".join(f"<td>{cell.replace('-', '−')}</td>" for cell in cells)

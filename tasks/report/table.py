@@ -84,6 +84,7 @@ def _row(run: str, arm: ArmResult, settings: Mapping[str, Any], number: int, num
         "batch_size": batch,
         "epochs": steps / batches_of(kept, batch),
         "examples_touched": meta["examples_touched"],
+        "scoring_steps": arm.scoring_steps,
         "accuracy": float(meta["accuracy"]),
         "validation_accuracy": meta.get("validation_accuracy"),
         "worst_class_accuracy": min(value for value in meta["class_accuracy"] if value is not None),

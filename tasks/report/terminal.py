@@ -18,11 +18,11 @@ STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold cyan"
 
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
-    """Print what a race found, then a table and a sentence for each keep, then time to accuracy and the notes."""
+    """Print the finding, then a table and a sentence for each keep, then time to accuracy and the notes."""
     from rich.padding import Padding
     from rich.text import Text
 
-    for said in sentences(results):
+    for said in sentences(results) or [results["headline"]]:
         console.print(Text(said, style="bold"), soft_wrap=False)
         console.print()
     for entry in results["keeps"]:

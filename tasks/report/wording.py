@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.comparison.dunnett import AGREEMENT
+from tasks.comparison.paired import least_text
 from tasks.report.inputs import SOFT_LABELS
+from tasks.report.scoring import scoring_clause, scoring_note
 from tasks.selection.spec import missing_note
 
 VERDICTS = ("better", "equivalent", "worse", "undecided")
@@ -24,16 +27,17 @@ GLOSSARY = {
     "interval": "A 95 % t interval over replicates, of the difference or of the accuracy. That of a difference is "
     "adjusted as its verdict is, so it may be wider.",
     "two-way interval": "The same, with the test examples taken as a sample too.",
-    "Dunnett, Holm": "The adjustments for several arms. Dunnett's where at least three have spreads that agree (Bartlett's "
-    "p above 0.25): each is judged by the spread they share, and by its own. Holm's elsewhere: each by its own alone.",
+    "Dunnett, Holm": "The adjustments for several arms. Dunnett's where there are at least three and their spreads pass as equal "
+    "(Bartlett's p above 0.25): each is judged by the spread they share, and by its own. Else Holm's: each by its own alone.",
     "worst class": "The class with the lowest accuracy. Its difference to random is that of each replicate's own worst "
     "classes, with a plain 95 % interval: described, not judged.",
     "keep": "The fraction of the train split that is kept after validation is taken out.",
     "signal, exploration": "The top of the ranking by score; a uniform draw from the rest.",
     "effective sample size": "(sum w)^2 / sum w^2 of the weights w (Kish): how many equally weighted examples they are "
     "worth.",
-    "design effect": "The mean squared error of estimated class totals against that of a uniform draw of the same "
-    "size: below 1 is better than uniform. It can disagree with the effective sample size.",
+    "design effect": "Of the weights (Kish): kept examples over effective sample size, 1 where all weights are equal. Of class "
+    "totals: the mean squared error of their estimates against that of a uniform draw of the same size, below 1 is better than "
+    "uniform. The two can disagree.",
 }
 
 
@@ -126,7 +130,10 @@ def adjustment_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     start = f"{arms} comparisons with random, adjusted by {first['adjustment']} (5 % over all of them)"
     if p is None:
         return f"{start}: few arms or replicates, or differences that do not vary, do not tell whether spreads agree."
-    return f"{start}: their spreads {'agree' if first['adjustment'] == 'Dunnett' else 'differ'}, Bartlett's p {p:.2g}."
+    # Neither is shown: a p below the bound is seldom one that tells a difference.
+    passed = first["adjustment"] == "Dunnett"
+    found = f"Bartlett's p {p:.3g} is {'above' if passed else 'not above'} {AGREEMENT:g}"
+    return f"{start}: their spreads {'pass' if passed else 'do not pass'} as equal, as {found}."
 
 
 def keep_sentence(results: Mapping[str, Any], keep: float) -> str:
@@ -161,8 +168,7 @@ def keep_sentence(results: Mapping[str, Any], keep: float) -> str:
         names = listed([f"{row['arm']} ({figures(row)})" for row in open_rows])
         why = ""
         if len(few) == len(open_rows):
-            least = results["min_replicates"]
-            why = f": {plural(few[0]['replicates'], 'replicate')}, and a verdict takes at least {least}"
+            why = f": {plural(few[0]['replicates'], 'replicate')}, and {_raise_to(results)}"
         elif len(open_rows) == 1 and needed_text(open_rows[0]):
             why = f" ({needed_text(open_rows[0])})"
         said.append(f"{names} {'is' if len(open_rows) == 1 else 'are'} undecided against random{why}")
@@ -174,6 +180,12 @@ def keep_sentence(results: Mapping[str, Any], keep: float) -> str:
     return f"{start}: {'; '.join(said)}."
 
 
+def _raise_to(results: Mapping[str, Any]) -> str:
+    """Return how many replicates a verdict takes in this run, and which setting gives them."""
+    least = results["min_replicates"]
+    return f"{least_text(least)}: set {'policy.confirm' if results.get('policy') else 'train.replicates'} to {least}"
+
+
 def _against(verdict: str) -> str:
     return {
         "better": "better than random", "worse": "worse than random", "equivalent": "equivalent to random",
@@ -181,15 +193,20 @@ def _against(verdict: str) -> str:
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """Return the run's finding about pruned arms in one short sentence that claims no more than the verdicts do."""
+    """Return the finding about pruned arms in one sentence, with what scoring cost; it claims no more than the verdicts do."""
+    cost = scoring_clause(results)
+    found = _finding(results)
+    return f"{found.removesuffix('.')}; {cost}." if cost else found
+
+
+def _finding(results: Mapping[str, Any]) -> str:
     full = {arm["name"] for arm in results["arms"] if arm["full"]}
     rows = [row for row in results["comparisons"] if row["arm"] not in full]
     if not rows:
         return "No pruned arm was compared with random."
     if all(row["replicates"] < results["min_replicates"] for row in rows):
         most = max(row["replicates"] for row in rows)
-        least = results["min_replicates"]
-        return f"No verdict yet: {plural(most, 'replicate')}, where a comparison with random takes at least {least}."
+        return f"No verdict yet: {plural(most, 'replicate')}, and {_raise_to(results)}; what is trained stays."
     if len(rows) == 1:
         row = rows[0]
         return (
@@ -248,6 +265,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             "Intervals are conditional on the proxy set: all selections rank by the same scores. A headline claim "
             "takes at least 3 proxy sets."
         )
+    if scoring_note(results):
+        out.append(scoring_note(results))
     refused = [row for row in results["comparisons"] if row["margin_refused"] and row["verdict"] == "undecided"]
     if refused:
         worst = max(row["se_test"] for row in refused)

@@ -6,8 +6,8 @@ k-means++, Arthur & Vassilvitskii 2007) cuts the members into m_k clusters of th
 member nearest to its mean, equally near ones by hash. Prototypes of clusters for a budget are those of Sorscher et al. (2022),
 there at the ends of the distances and not in a band of a score.
 
-Given the seed nothing is drawn, so there is no design: the inclusion probability m_k / n_k is that of `band` and nominal, and
-no estimate follows from the weights. Selections of growing `keep` are not nested.
+Given the seed nothing is drawn, so there is no design: the inclusion probability pi = m_k / n_k is that of `band` and nominal,
+and no estimate follows from the weights. Selections of growing `keep` are not nested.
 """
 
 from __future__ import annotations

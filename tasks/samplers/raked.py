@@ -1,6 +1,6 @@
 """Protocol `raked`: the rows of `exact`, exploration's weights calibrated to totals that are known of the whole population.
 
-The weight of an explored row is d g m/n, with d = W = (n - k_S) / k_E as in `exact` and the factors g nearest to 1 in entropy,
+The weight of an explored row is d g m/n, with d = 1/pi = (n - k_S) / k_E as in `exact` and the factors g nearest to 1 in entropy,
 the least sum of d (g log g - g + 1), among those within [1/bound, bound] that meet every margin: the number of examples in each
 class and in each bin of the score (`separate`), or in each bin within each class (`crossed`, post-stratification). Deville &
 Särndal (1992), their raking ratio with the factors cut at the bounds; entropy balancing is the same program. Units that are

@@ -1,4 +1,13 @@
-"""Protocol `rotate`: the signal stays, exploration is drawn anew every epoch, weighted by 1/pi as in `exact`."""
+"""Protocol `rotate`: the signal stays, exploration is drawn anew every epoch, weighted by 1/pi as in `exact`.
+
+In every epoch the signal S is the same k_S = round(alpha m) of the ranking, and k_E = m - k_S are drawn uniformly from the
+complement, epoch by epoch independently. pi = 1 on S and 1/W on the complement, W = (n - k_S) / k_E; weights m/n and W m/n.
+
+Source: the exact calibration of Ayed & Hayou (TMLR 2023, arXiv 2302.06960) with the fresh draw of every epoch of Okanovic et al.
+(2023, arXiv 2305.18424); to join the two is this project's own. The weights are those of Horvitz & Thompson (1952).
+
+Guarantee: the weighted mean of anything is unbiased in every epoch, and the variance of its mean over E epochs falls as 1/E.
+"""
 
 from __future__ import annotations
 

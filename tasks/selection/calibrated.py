@@ -15,13 +15,13 @@ from tasks.samplers.design import Budget, design_effect, group_budgets, split_bu
 from tasks.samplers.registry import SIZE, SLICE, SPLIT, design_of
 from tasks.selection.cutting import Slice, SliceRows
 from tasks.selection.drawing import Drawing, Drawn
-from tasks.selection.facts import NOMINAL, RAKED, budget_facts, class_counts, sample_facts, stated_facts, threshold
+from tasks.selection.facts import budget_facts, class_counts, sample_facts, stated_facts, threshold
 from tasks.selection.missing import EXCLUDE, EXPLORE, REFUSE, Missing, ScoredRows, cap_signal, count_missing
 from tasks.selection.prototypes import FeatureReader, draw_prototypes
 from tasks.selection.raking import BinnedRows, Raking, bin_edges, top_counts
 from tasks.selection.ranking import Ranking, count_codes
 from tasks.selection.rows import RowSource
-from tasks.selection.spec import SelectionSpec
+from tasks.selection.spec import NOMINAL, RAKED, SelectionSpec
 from tasks.selection.streamed_drawing import Sampler, StreamedDraw, StreamedDrawing
 from tasks.selection.systematic import SystematicDrawing
 from tasks.selection.table import HeldTable, SelectionTable, StreamedTable

@@ -14,12 +14,7 @@ from tasks.samplers.ccs import UNIT
 from tasks.samplers.design import QUANTILES, Budget, Design, covered, weight_counts, weight_figures
 from tasks.samplers.registry import protocol_info
 from tasks.selection.order import value_of
-from tasks.selection.spec import SelectionSpec
-
-HT, RAKED, UNWEIGHTED = "ht", "raked", "unweighted"
-
-NOMINAL = "nominal"
-"""What is said of inclusion probabilities where the seed leaves nothing to chance: budgets over members, and no design."""
+from tasks.selection.spec import HT, RAKED, UNWEIGHTED, SelectionSpec
 
 
 def stated_facts(

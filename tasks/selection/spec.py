@@ -19,6 +19,12 @@ REFUSE, EXCLUDE, EXPLORE = "refuse", "exclude", "explore"
 AUTO: Literal["auto"] = "auto"
 """Alpha of protocol exact that is found from the score table when the selection is made."""
 
+HT, RAKED, UNWEIGHTED = "ht", "raked", "unweighted"
+"""What the weights of a selection are of: the estimators of Horvitz & Thompson, calibrated to totals, or none."""
+
+NOMINAL = "nominal"
+"""What is said of inclusion probabilities where the seed leaves nothing to chance: budgets over members, and no design."""
+
 MAX_STRATA = 10_000
 MAX_COMPONENTS = 1_000
 MAX_BINS = 100

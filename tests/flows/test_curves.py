@@ -13,7 +13,8 @@ from cluster.record import Unit
 from cluster.storage import Store
 from flows.attempts import Attempt
 from flows.config import OWN, SOFT, RunConfig, parse_config
-from flows.curves import charges, scoring_seconds
+from flows.costs import scoring_seconds
+from flows.curves import charges
 from flows.plan import FULL, Plan, make_plan, sealed
 from flows.runs import arm_results, make_report, record_run
 from tasks.curve import read_times
@@ -129,10 +130,14 @@ def test_a_searched_arm_bears_the_search(run: Run) -> None:
     plan, store, _ = run
     random, top, *_ = arm_results(plan, store)
     costs = {"scoring_steps": 10, "scored_examples": 500, "race_steps": 100, "confirmation_steps": 20}
-    results = {"policy": {"keeps": [{"keep": 0.2, "costs": costs}], "wall": {"seconds": 7.5}}}
+    results: dict[str, Any] = {"policy": {"keeps": [{"keep": 0.2, "costs": costs}], "wall": {"seconds": 7.5, "not_known": 0}}}
     arms: list[ArmResult] = [random, replace(top, name="found")]
     ((place, charge),) = charges(plan, store, 300, arms, results).items()
     assert place == ("found", 0.2) and (charge.steps, charge.search, charge.seconds) == (130, 120, 7.5)
+    # Of some of its trainings nobody knows how long they took.
+    results["policy"]["wall"]["not_known"] = 3
+    ((_, charge),) = charges(plan, store, 300, arms, results).items()
+    assert charge.steps == 130 and charge.seconds is None
 
 
 def test_a_run_that_asks_for_none_has_its_own_trainings_and_no_section(run: Run, tmp_path: Path) -> None:

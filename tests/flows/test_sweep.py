@@ -135,7 +135,7 @@ def test_run_is_for_arms_and_sweep_for_grids(
 
 def test_the_shipped_sweep_is_valid() -> None:
     found = load_config(str(ROOT / "configs/sweep.yaml"))
-    assert len(grid_of(found).arms) == 5 and found.train.replicates >= REPLICATES
+    assert len(grid_of(found).arms) == 6 and found.train.replicates >= REPLICATES
 
 
 def test_a_sweep_resumes_and_a_larger_grid_computes_its_new_cells_only(
@@ -147,6 +147,10 @@ def test_a_sweep_resumes_and_a_larger_grid_computes_its_new_cells_only(
     results = run_serially(plan, store, SerialPool())
     assert results["min_replicates"] == REPLICATES and results["sweep"]["arms"] == 4
     assert {row["verdict"] for row in results["comparisons"]} == {"undecided"}
+    # One proxy of one epoch, where every training has three steps.
+    cost = -(-results["dataset"]["n_train"] // 32)
+    assert results["headline"].endswith(f"; scoring cost as much as {cost / 3:.1f} trainings of 3 steps ({cost} steps).")
+    assert [arm["scoring_steps"] for arm in results["arms"]] == [0 if arm["score"] is None else cost for arm in results["arms"]]
     before = tree(folder)
     assert len({name.split("/")[1] for name in before if name.startswith("stages/score-")}) == 1
 
@@ -187,7 +191,8 @@ def check_table(run: str, store: Store, rows: int) -> None:
         assert [row["replicate"] for row in own] == [0, 1]
         assert [row["accuracy"] for row in own] == pytest.approx(arm["accuracy"])
         assert [row["train_seed"] for row in own] == arm["seeds"]
-        for name in ("score", "protocol", "alpha", "n_kept", "steps", "batch_size", "epochs", "examples_touched"):
+        names = ("score", "protocol", "alpha", "n_kept", "steps", "batch_size", "epochs", "examples_touched", "scoring_steps")
+        for name in names:
             assert [row[name] for row in own] == pytest.approx([arm[name]] * 2), name
         assert {row["direction"] for row in own} == {arm["selection"]["direction"]}
     assert store.read(report_name(run, "curves.svg")).startswith(b"<svg ")

@@ -123,7 +123,7 @@ def arm(
     return ArmResult(name, score, protocol, keep, alpha, gamma, None if full else picks, trains)
 
 
-def sweep(store: Store, *, replicates: int = 6, test: int = 2000, long_names: bool = False) -> list[ArmResult]:
+def sweep(store: Store, *, replicates: int = 10, test: int = 2000, long_names: bool = False) -> list[ArmResult]:
     """Return three keeps of five arms, and the full data."""
     rng = np.random.default_rng(11)
     arms = []

@@ -201,6 +201,8 @@ def test_the_report_draws_the_curve_and_says_what_it_is(case: Case) -> None:
     ):  # fmt: skip
         assert said in page, said
     assert "not cross-fitted" not in page
+    # Nothing of other runs stands in a report of this one.
+    assert "MNIST" not in page and "points below random" not in page
     assert variance_section(PageInputs(arms=[replace(arm, selections=select(case, (FIXED, 1)))])) == ""
 
 

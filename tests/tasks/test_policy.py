@@ -184,6 +184,6 @@ def test_equal_arms_leave_the_answer_at_random_in_nearly_all_races() -> None:
     from benchmarks.policy import tally
 
     found = tally(1, (0.0,) * 15, 60)
-    assert found.random >= 57 and found.naive > 20
-    # A gain of five spreads is found.
+    assert found.random >= 57 and found.naive > 10
+    # A gain of nearly two spreads of a paired difference is found.
     assert tally(8, (2.0, *(0.0,) * 14), 10).random == 0

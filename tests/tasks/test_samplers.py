@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+
 import numpy as np
 import pytest
 
@@ -70,8 +73,11 @@ def test_tempered_lies_between_approximate_and_exact() -> None:
 def test_exact_without_exploration_is_refused_unless_all_is_kept() -> None:
     with pytest.raises(InputError, match="no exploration"):
         exact.design([split_budget(10, 2, 0.9)])
-    with pytest.raises(InputError, match="of a group of 10"):
+    with pytest.raises(InputError, match=r"5 kept of a group of 10, all of it signal, .* lower alpha"):
+        exact.design([split_budget(10, 5, 0.4), split_budget(10, 5, 1.0)])
+    with pytest.raises(InputError, match=r"0 kept of a group of 10: its budget rounds to nothing, .* raise keep") as caught:
         exact.design([split_budget(10, 5, 0.4), split_budget(10, 0, 0.4)])
+    assert "all of it signal" not in str(caught.value) and "lower alpha" not in str(caught.value)
     design = exact.design([split_budget(10, 10, 1.0)])
     assert (design.explore_prob[0], design.signal_weight[0]) == (1, 1)
 
@@ -83,6 +89,24 @@ def test_trap_20_groups_without_a_budget_are_not_weighted_as_if_covered() -> Non
     # 9 rows with weight 1 speak for 90 examples, not for 93.
     assert design.explore_weight[0] == pytest.approx(1)
     assert design.explore_prob[1] == 0
+
+
+def test_exact_without_signal_is_random_where_a_group_gets_nothing() -> None:
+    budgets = [split_budget(90, 9, 0), split_budget(3, 0, 0), split_budget(41, 4, 0)]
+    got, plain = exact.design(budgets), uniform.design(budgets)
+    for field in ("explore_prob", "signal_weight", "explore_weight"):
+        assert getattr(got, field).tolist() == getattr(plain, field).tolist()
+    # Where all groups are covered the weights are those of any alpha: m/n W.
+    budgets = [split_budget(90, 9, 0), split_budget(30, 1, 0)]
+    assert exact.design(budgets).explore_weight.tolist() == [90 / 9 * (10 / 120), 30 / 1 * (10 / 120)]
+
+
+def test_every_sampler_states_its_formula_its_source_and_what_it_guarantees() -> None:
+    for info in PROTOCOLS.values():
+        said = importlib.import_module(info.module).__doc__ or ""
+        assert re.search(r"\bpi(_i)?\b", said), f"{info.name}: no inclusion probability"
+        assert re.search(r"\b(19|20)\d\d\b", said), f"{info.name}: no dated source"
+        assert re.search("Guarantee|unbiased|no design", said), f"{info.name}: nothing of what it guarantees"
 
 
 def test_design_effect_is_the_simulated_one() -> None:

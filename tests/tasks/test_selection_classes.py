@@ -110,6 +110,23 @@ def test_a_budget_above_all_small_classes_keeps_them_whole() -> None:
     assert counts[1:] == sizes[1:].tolist()
 
 
+def test_exact_without_signal_draws_as_random_where_a_class_gets_nothing(tmp_path: Path) -> None:
+    path, rng = tmp_path / "scores.parquet", np.random.default_rng(0)
+    names = np.where(np.arange(4000) < 45, "rare", "common")
+    pq.write_table(pa.table({"id": np.arange(4000), "s": rng.random(4000), "g": names}), path)
+
+    def run(protocol: str, **more: Any) -> pa.Table:
+        out = str(tmp_path / "out.parquet")
+        select_file(str(path), score="s", direction="high", keep=0.01, protocol=protocol, by="g", out=out, **more)
+        return pq.read_table(out).select(["example_id", "arm", "inclusion_prob", "weight"])
+
+    plain = run("random")
+    assert plain.num_rows == 40 and min(plain.column("example_id").to_pylist()) >= 45
+    assert run("exact", alpha=0.0).equals(plain)
+    with pytest.raises(InputError, match=r"0 kept of a group of 45: its budget rounds to nothing.* set alpha 0"):
+        run("exact", alpha=0.5)
+
+
 def test_what_needs_classes_says_so(tmp_path: Path) -> None:
     bare = random_rows(50, 0)
     with pytest.raises(InputError, match="classes: balanced needs the class of every row"):
@@ -140,8 +157,8 @@ def test_arms_of_a_run_have_class_budgets_in_their_names() -> None:
     arm = ArmSpec(protocol="exact", score="el2n", alpha=0.3, classes="balanced")
     assert arm.label == "exact el2n alpha=0.3 classes=balanced"
     assert arm.at(0.1).classes == "balanced"
-    with pytest.raises(InputError, match="exact with alpha 0 and classes, which draws the same"):
-        SelectSpec(keep=(0.1,), arms=({"protocol": "random", "classes": "balanced"},))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="budgets of the classes: classes, proportional or balanced"):
+        SelectSpec(keep=(0.1,), arms=({"protocol": "random"},))  # type: ignore[arg-type]
     rows = skewed(300, 3)
     plain, same_draw = spec("random", 0.2, classes="balanced"), spec("exact", 0.2, 0.0, classes="balanced")
     assert same(columns(rows, plain, 2), columns(rows, same_draw, 2))

@@ -37,7 +37,7 @@ def _shift(*names: str, keeps: tuple[float, ...] = (0.1,)) -> ShiftResult:
                 "closed_form": {"raw": None, "weighted": 0.0} if name == "pps" else pair,
                 "empty_cells": 7, "empty_share": 0.14, "empty_mass": 0.116, "points": [[0, 0.0, 0.5], [1, -9.0, 9.0]],
             }  # fmt: skip
-            meta = {"ess": 2703.0, "design_effect": None, "weight_quantiles": {"min": 1.0, "max": 1.0}}
+            meta = {"num_kept": 5406, "ess": 2703.0, "design_effect": None, "weight_quantiles": {"min": 1.0, "max": 1.0}}
             arms.append(
                 MeasuredArm(name, keep, Seal("select", sha256(b"s"), (), meta), Seal("shift", sha256(b"m"), (), figures))
             )
@@ -68,6 +68,7 @@ def test_the_record_holds_what_the_figures_rest_on() -> None:
     assert (record["replicate"], record["sample"], record["of_values"], record["cells"]) == (0, 9987, 150528, 50)
     [first, second] = record["arms"]
     assert (first["arm"], first["keep"], first["ess"], first["design_effect"]) == ("random", 0.1, 2703.0, None)
+    assert first["weight_design_effect"] == 2.0 and first["weight_caveat"] == "" and "random draw" in first["no_design_effect"]
     assert "points" not in first and second["auc"] == {"raw": 0.77, "weighted": 0.51}
     said = meanings(record)["what it rests on"]
     assert "9,987" in said and "4,096 values of 150,528" in said and "81.2 %" in said
