@@ -79,7 +79,7 @@ class AttemptState:
     def seconds(self, now: datetime) -> float:
         """Return how long the attempt took, up to `now` where it runs; 0 where its start is lost.
 
-        One that was killed ends with its last sign of life: its heartbeat, or the last stage that it recorded.
+        One that was killed ends with its last sign of life, its heartbeat.
         """
         try:
             started = datetime.fromisoformat(self.started)
@@ -90,9 +90,8 @@ class AttemptState:
         elif self.state == "running":
             end = now
         else:
-            beat = started if self.heartbeat is None else datetime.fromisoformat(self.heartbeat)
-            # Stages follow each other: where the last one was recorded, as much time had passed as all of them took.
-            end = max(beat, started + timedelta(seconds=sum(stage.seconds for stage in self.stages)))
+            # A stage that is recorded writes one too.
+            end = started if self.heartbeat is None else datetime.fromisoformat(self.heartbeat)
         return max(0.0, (end - started).total_seconds())
 
 

@@ -14,6 +14,7 @@ from tasks.report.inputs import ArmResult
 from tasks.report.scoring import Scoring
 from tasks.score import column_name
 from tasks.scores.registry import score_info
+from tasks.selection.spec import AUTO, PROXY
 
 SCORING = ("proxy", "score", "merge")
 """The stages between the data and a table of scores."""
@@ -27,15 +28,34 @@ def scoring_steps(plan: Plan, column: str | None, num_train: int) -> int | None:
     return None if proxy is None else len(plan.proxies) * proxy.steps_for(num_train)
 
 
+def arm_steps(plan: Plan, arm: ArmResult, num_train: int) -> int | None:
+    """Return the optimiser steps behind an arm's selections, as `scoring_steps` does.
+
+    Whatever it ranks by, proxies stand behind alpha auto, which is cross-fitted over them, and behind features of theirs.
+    """
+    specs = (unit.spec for (name, keep, _), (_, unit) in plan.selections.items() if (name, keep) == (arm.name, arm.keep))
+    spec = next(specs, None)
+    proxy = plan.config.proxy
+    if spec is not None and proxy is not None and (spec.alpha == AUTO or spec.features == PROXY):
+        return len(plan.proxies) * proxy.steps_for(num_train)
+    return scoring_steps(plan, arm.score, num_train)
+
+
+def scored_examples(plan: Plan, num_train: int) -> int:
+    """Return the examples that scoring passed through proxies: all of them, at each checkpoint that a score reads."""
+    scores = () if plan.config.score is None else plan.config.score.scores
+    checkpoints = {use.at for use in scores if score_info(use.name).by_batch}
+    return len(plan.proxies) * len(checkpoints) * num_train
+
+
 def scoring_of(plan: Plan, arms: Sequence[ArmResult], num_train: int) -> Scoring | None:
     """Return what scoring cost a run with named arms; None where no arm ranks by a score.
 
-    That of the dearest column: arms that rank by scores of the same proxies share their training.
+    That of the dearest arm: arms that rest on the same proxies share their training.
     """
-    ranked = {arm.score for arm in arms if arm.score is not None}
-    if not ranked:
+    steps = [arm_steps(plan, arm, num_train) for arm in arms if arm.score is not None]
+    if not steps:
         return None
-    steps = [scoring_steps(plan, column, num_train) for column in ranked]
     known = [one for one in steps if one is not None]
     total = max(known) if len(known) == len(steps) else None
     train = plan.config.train
@@ -43,7 +63,7 @@ def scoring_of(plan: Plan, arms: Sequence[ArmResult], num_train: int) -> Scoring
     return Scoring(
         proxies=len(plan.proxies) if total else 0,
         steps=total,
-        scored_examples=len(plan.proxies) * num_train if total else 0,
+        scored_examples=scored_examples(plan, num_train) if total else 0,
         training_steps=train.steps_for(num_train),
         whole_schedule=train.steps is None,
         trained_steps=sum(trained.values()),
@@ -76,9 +96,10 @@ def scoring_seconds(plan: Plan, store: Store) -> float | None:
 def wall_time(plan: Plan, store: Store) -> dict[str, Any]:
     """Return the seconds that a race took, scoring included, and of how many of its trainings they are not known.
 
-    Counts the attempts at this run that computed anything, and what other runs of the store took to make its score table. Of
-    the trainings, proxies included, those are known that such an attempt recorded as computed; the others were there when it
-    came, from another run or from an attempt that was stopped before it could record them. `seconds` is None where all are.
+    Counts the attempts at this run that computed anything or were stopped, and what other runs of the store took to make its
+    score table. Of the trainings, proxies included, those are known that such an attempt recorded as computed; the others were
+    there when it came, from another run or from an attempt that was stopped before it could record them. `seconds` is None
+    where all are.
     """
     now = datetime.now(UTC)
     trainings = len(set(plan.proxies)) + len({one.key for one in plan.trainings})

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.record import Unit
 from cluster.storage import Store
-from flows.costs import scoring_seconds, scoring_steps
+from flows.costs import arm_steps, scored_examples, scoring_seconds
 from flows.plan import Plan
 from tasks.curve import read_times
 from tasks.report.inputs import SOFT_LABELS, ArmResult
@@ -42,8 +42,8 @@ def charges(
             search = costs["race_steps"] + costs["confirmation_steps"]
             took = None if policy["wall"]["not_known"] else policy["wall"]["seconds"]
             out[arm.name, arm.keep] = Charge(costs["scoring_steps"], costs["scored_examples"] or 0, 0, search, took)
-        elif (paid := scoring_steps(plan, arm.score, num_train)) != 0:
-            out[arm.name, arm.keep] = Charge(paid, len(plan.proxies) * num_train, seconds=scoring)
+        elif (paid := arm_steps(plan, arm, num_train)) != 0:
+            out[arm.name, arm.keep] = Charge(paid, scored_examples(plan, num_train), seconds=scoring)
     return out
 
 

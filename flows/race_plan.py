@@ -137,8 +137,9 @@ def first_units(sources: Sources) -> tuple[Selections, list[PlannedTraining]]:
 def race_digest(sources: Sources, keep: float, candidates: Mapping[str, SelectionSpec]) -> str:
     """Return what tells the race of one keep from every other: all that its trainings and decisions follow from.
 
-    The key of random's first training stands for data, code, root seed, keep and how is trained. What changes nothing of
-    the race is not in it, as the run's name, the other keeps, lines that cannot be drawn here, or an arm of the full data.
+    The key of random's first training stands for data, code, root seed, keep and how is trained. Not in it are the
+    run's name, the other keeps, lines that cannot be drawn here, and an arm of the full data. Whatever else is said otherwise
+    makes another race, also what decides nothing in this one, as the order of candidates.
     """
     policy = sources.policy
     random, _ = sources.training(RANDOM, SelectionSpec(protocol=RANDOM, keep=keep), keep, 0, (0,))

@@ -7,7 +7,7 @@ from typing import Any
 from cluster.errors import CorruptError
 from cluster.record import Seal, Unit
 from cluster.storage import Store
-from flows.costs import wall_time
+from flows.costs import scored_examples, wall_time
 from flows.plan import FULL, Plan, sealed
 from flows.race_plan import confirming, families
 from tasks.policy.answer import Costs
@@ -119,8 +119,9 @@ def costs_at(plan: Plan, keep: float, num_train: int) -> Costs:
     if config.proxy is not None:
         # Of scores that read no proxy there are none.
         scoring = len(plan.proxies) * config.proxy.steps_for(num_train)
-        scored = len(plan.proxies) * num_train
+        scored = scored_examples(plan, num_train)
     race = plan.races[keep]
     steps = config.train.steps_for(round(keep * num_train))
-    confirmation = 0 if race.winner is None else 2 * policy.confirm * steps
+    # Random, the winner, and the full data where they are trained beside them.
+    confirmation = 0 if race.winner is None else (2 + config.train.full) * policy.confirm * steps
     return Costs(scoring, scored, len(race.trainings()) * steps, confirmation, config.train.steps_for(num_train), steps)

@@ -196,7 +196,7 @@ def make_report(
 
     A seal that is given is not read again: of 10,000 shards it takes 4 MiB while it is read.
     """
-    from flows.costs import scoring_of, scoring_steps
+    from flows.costs import arm_steps, scoring_of
     from flows.curves import add_curves
     from flows.measured import add_shift
     from flows.sweep import grid_of
@@ -210,7 +210,7 @@ def make_report(
     index = index or sealed(Unit(store, "shard", plan.shard))
     merge = merge or sealed(Unit(store, "merge", plan.merge))
     num_train = int(index.meta["num_train"])
-    arms = [replace(arm, scoring_steps=scoring_steps(plan, arm.score, num_train)) for arm in arm_results(plan, store)]
+    arms = [replace(arm, scoring_steps=arm_steps(plan, arm, num_train)) for arm in arm_results(plan, store)]
     least, scoring = None, None
     if plan.config.sweep is not None:
         # A sweep is a search, were its grid of one arm.

@@ -277,10 +277,11 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         )
     pruned = [arm for arm in arms if not arm["full"] and arm["protocol"] != "random"]
     if results.get("policy"):
-        out.append(
-            "The arms here were chosen by a race on the validation split, frozen, and tested with selection and training seeds "
-            "that the race never had: one comparison for each keep, not adjusted over keeps."
-        )
+        if any(entry["confirmation"] for entry in results["policy"]["keeps"]):
+            out.append(
+                "The arms here were chosen by a race on the validation split, frozen, and tested with selection and training "
+                "seeds that the race never had: one comparison for each keep, not adjusted over keeps."
+            )
     elif len(pruned) > 1:
         out.append(
             f"{len(pruned)} pruned arms were compared. The best of them by these figures looks better than it is: "

@@ -11,9 +11,10 @@ import pytest
 from cluster.storage import Store
 from flows.attempts import Attempt, attempt_states
 from flows.config import RunConfig
-from flows.costs import scoring_of, scoring_steps, wall_time
+from flows.costs import arm_steps, scoring_of, scoring_steps, wall_time
 from flows.plan import Plan, make_plan
 from flows.runs import record_run, recorded_stages
+from tasks.report.inputs import ArmResult
 from tests.flows.race_case import make_config
 
 pytestmark = pytest.mark.timeout(120)
@@ -52,12 +53,12 @@ def killed(store: Store, run: str, *stages: tuple[str, float, int, int]) -> None
     one._thread.join()
 
 
-def test_an_attempt_that_was_killed_lasted_to_its_last_recorded_stage(store: Store) -> None:
-    killed(store, "run", ("proxy", 15.0, 2, 2), ("score", 6.0, 1, 1))
+def test_an_attempt_that_was_killed_lasted_to_its_last_sign_of_life(store: Store) -> None:
+    # What it recorded may have begun before the attempt did: the shard stage waits for its record.
+    killed(store, "run", ("shard", 5000.0, 2, 2), ("score", 6.0, 1, 1))
     later = datetime.now(UTC) + timedelta(hours=1)
     (state,) = attempt_states(store, "run", later)
-    assert state.state == "lost" and 21.0 <= state.seconds(later) < 300.0
-    # Or to its heartbeat, where that is later.
+    assert state.state == "lost" and 0.0 <= state.seconds(later) < 300.0
     beat = datetime.fromisoformat(state.started) + timedelta(seconds=500)
     store.replace(f"runs/run/attempts/{state.name}.heartbeat.json", f'{{"time":"{beat.isoformat()}"}}'.encode())
     (state,) = attempt_states(store, "run", later)
@@ -107,6 +108,22 @@ def test_a_stage_that_took_two_attempts_took_the_time_of_both(store: Store) -> N
     killed(store, "run", ("train", 0.1, 0, 10))
     found = {one.name: one.seconds for one in recorded_stages(store, "run")}
     assert found == {"train": 42.0, "report": 1.0}
+
+
+def test_arms_that_rest_on_proxies_without_ranking_by_them_bear_their_steps(tmp_path: Path) -> None:
+    lines = [
+        {"protocol": "prototype_band", "score": "random", "features": "proxy", "beta": 0.1, "width": 0.5},
+        {"protocol": "exact", "score": "random", "alpha": "auto"},
+        {"protocol": "topk", "score": "random"},
+    ]
+    scores = ["random", "el2n", {"name": "el2n", "at": 0.5}]
+    plan = make_plan(race(tmp_path, policy=None, score={"scores": scores}, select={"keep": 0.2, "arms": lines}))
+    names = sorted({name for name, _, _ in plan.selections} - {"random"})
+    arms = [ArmResult(name, "random", name.split()[0], 0.2, None, None, [], []) for name in names]
+    assert [(arm.protocol, arm_steps(plan, arm, 300)) for arm in arms] == [("exact", 20), ("prototype_band", 20), ("topk", 0)]
+    scoring = scoring_of(plan, arms, 300)
+    # Two proxies at two checkpoints.
+    assert scoring is not None and (scoring.steps, scoring.scored_examples) == (20, 1200)
 
 
 def test_steps_of_scoring_are_those_of_the_proxies_and_not_known_of_scores_that_were_brought(
