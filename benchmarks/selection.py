@@ -11,8 +11,7 @@ What bounds it. The rows of 1e8 are 0.84 GB on disk, 1.2 GB decoded. `select` re
 than 1 % of the rows) says nearly where the signal ends, one pass takes the rows that are surely chosen and the few that are open
 (0.5 %), these are then decided exactly, by histograms of score and hash; the chosen 10 % (9 bytes a row, in the temporary folder)
 are read back and written. Ids in no order are read once more, and compared in buckets on disk.
-Processor time at 1e8, both threads together, is 4.4 to 6 s, DuckDB's top 9.1 to 9.3 s. Of ours 0.7 s are start-up (0.2 s of
-them modules of the command that `select` does not use), some 30 ns a row the scan and 6 the writing. Two thirds of the scan are
+Processor time at 1e8, both threads together, is 4.4 to 6 s, DuckDB's top 9.1 to 9.3 s. Of ours 0.4 s are start-up, some 30 ns a row the scan and 6 the writing. Two thirds of the scan are
 Parquet's: 18 ns to decode id and score, 11 of them Snappy on the ids alone, which no reader escapes; the hash takes 4 ns. Were
 all but decoding and hashing free, 2.2 s would be left: the code is within a factor of 2 to 2.5 of that.
 Tried: a first pass over the scores for a histogram of 16 bits and one over the ids for repeats (3 passes: 8.6 s of the
