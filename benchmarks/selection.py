@@ -11,9 +11,10 @@ What bounds it. The rows of 1e8 are 0.84 GB on disk, 1.2 GB decoded. `select` re
 than 1 % of the rows) says nearly where the signal ends, one pass takes the rows that are surely chosen and the few that are open
 (0.5 %), these are then decided exactly, by histograms of score and hash; the chosen 10 % (9 bytes a row, in the temporary folder)
 are read back and written. Ids in no order are read once more, and compared in buckets on disk.
-Processor time at 1e8, both threads together, is 4.4 to 6 s, DuckDB's top 9.1 to 9.3 s. Of ours 0.4 s are start-up, some 30 ns a row the scan and 6 the writing. Two thirds of the scan are
-Parquet's: 18 ns to decode id and score, 11 of them Snappy on the ids alone, which no reader escapes; the hash takes 4 ns. Were
-all but decoding and hashing free, 2.2 s would be left: the code is within a factor of 2 to 2.5 of that.
+Processor time at 1e8, both threads together, is 4.4 to 6 s, DuckDB's top 9.1 to 9.3 s. Of ours 0.4 s are start-up, some 30 ns
+a row the scan and 6 the writing. Two thirds of the scan are Parquet's: 18 ns to decode id and score, 11 of them Snappy on the
+ids alone, which no reader escapes; the hash takes 4 ns. Were all but decoding and hashing free, 2.2 s would be left: the code
+is within a factor of 2 to 2.5 of that.
 Tried: a first pass over the scores for a histogram of 16 bits and one over the ids for repeats (3 passes: 8.6 s of the
 processor, 440 MiB); batches of 2^16 and 2^20 rows in place of 2^17 (hashing takes 4 ns a row up to 2^15 rows at once and 8
 beyond: it has its own steps); hashing in place (4 ns, too); memory maps, and whole row groups at once (14 ns a row for ids,
