@@ -1,7 +1,8 @@
-"""Every comparison with a bar, as one table: `python -m benchmarks` (or `make bench`) writes benchmarks/RESULTS.md.
+"""Every comparison with a bar: `python -m benchmarks` (or `make bench`) prints one table and writes benchmarks/RESULTS.md.
 
-Each figure is a ratio of medians measured side by side in this run, after a warm-up. --quick takes small sizes and two repeats:
-it shows that everything runs, and says so.
+Each figure is a ratio of medians measured side by side in one run, after a warm-up. A part is written once it is measured, with
+its date, commit and versions; the parts not asked for stay as they were. --quick takes small sizes and two repeats: it shows
+that everything runs, and says so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from pathlib import Path
 
 from benchmarks import grand, merging, scoring, selection, startup, tiny_parts, training
 from benchmarks.contest import REPEATS, Row, commit, table, versions
+
+HEAD = """# Measured side by side
+
+Medians after a warm-up, each way in turn; memory is the greatest peak of the process tree. A figure is the ratio that the bar
+speaks of."""
 
 
 def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
@@ -46,8 +52,16 @@ def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
     }
 
 
+def read_sections(path: Path) -> dict[str, str]:
+    """Return the text of each comparison in a file of results, by name; none where there is no file."""
+    if not path.exists():
+        return {}
+    _, *sections = ("\n" + path.read_text()).split("\n## ")
+    return {name: text.strip() for name, _, text in (section.partition("\n") for section in sections)}
+
+
 def main() -> None:
-    """Run the comparisons asked for, print their table and write it with the commit and the versions."""
+    """Run the comparisons asked for, print their table, and write each with the commit and the versions once it is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="grand, startup, training, scoring, tiny_parts, selection, merging; default all")
     parser.add_argument("--quick", action="store_true")
@@ -57,28 +71,27 @@ def main() -> None:
     unknown = set(arguments.names) - set(known)
     if unknown:
         parser.error(f"no comparison {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    path = Path(arguments.out)
     found: list[Row] = []
     failed: list[str] = []
-    begin = time.monotonic()
     for name in arguments.names or known:
         print(f"{name}:", file=sys.stderr, flush=True)
+        begin = time.monotonic()
         try:
-            found += known[name]()
+            rows = known[name]()
         except Exception:
             traceback.print_exc()
             failed.append(name)
-    command = " ".join(["python -m benchmarks", *arguments.names, *(["--quick"] if arguments.quick else [])])
-    head = [
-        "# Measured side by side", "",
-        f"`{command}`, {time.strftime('%Y-%m-%d')}, commit {commit()}, {time.monotonic() - begin:.0f} s in all.", "",
-        f"{versions()}.", "",
-        "Medians after a warm-up, each way in turn; memory is the greatest peak of the process tree."
-        + (" **Small sizes, two repeats: these figures only show that it runs.**" if arguments.quick else ""),
-        *([f"Failed, and not in the table: {', '.join(failed)}."] if failed else []), "",
-    ]  # fmt: skip
-    text = "\n".join([*head, table(found), ""])
-    print(text)
-    Path(arguments.out).write_text(text)
+            continue
+        found += rows
+        command = f"python -m benchmarks {name}{' --quick' if arguments.quick else ''}"
+        said = f"`{command}`, {time.strftime('%Y-%m-%d')}, commit {commit()}, {time.monotonic() - begin:.0f} s."
+        small = ["", "**Small sizes, two repeats: these figures only show that it runs.**"] if arguments.quick else []
+        sections = read_sections(path) | {name: "\n".join([said, f"{versions()}.", *small, "", table(rows)])}
+        path.write_text("\n\n".join([HEAD, *(f"## {one}\n\n{sections[one]}" for one in known if one in sections)]) + "\n")
+    print(table(found))
+    if failed:
+        print(f"failed, and left as they were in {path}: {', '.join(failed)}", file=sys.stderr)
     sys.exit(1 if failed else 0)
 
 
