@@ -16,10 +16,10 @@ from cluster.fingerprint import KEY_CHARS, canonical_json, sha256
 from cluster.record import Seal, Unit
 from cluster.storage import Store
 from flows.config import OWN, RANDOM_ARM, SOFT, ArmSpec, RunConfig
-from tasks.hashing import derive_seed
 from tasks.merge import merge_key, own_scores_key, scores_digest
 from tasks.proxy import proxy_key
 from tasks.score import checkpoints_needed, needs_proxies, score_key, scorer_key
+from tasks.seeding import derive_seed
 from tasks.selecting import SelectionUnit, selection_key
 from tasks.shard import shard_key
 from tasks.shift.units import features_key, shift_key

@@ -17,10 +17,10 @@ from cluster.record import Unit
 from cluster.storage import Store
 from flows.config import RunConfig
 from flows.plan import FULL, LOOKUPS, Plan, PlannedTraining
-from tasks.hashing import derive_seed
 from tasks.policy.family import Family, family_at
 from tasks.policy.halving import RANDOM, Race, race_size, run_race
 from tasks.policy.spec import PolicySpec
+from tasks.seeding import derive_seed
 from tasks.selecting import SelectionUnit, selection_key
 from tasks.selection.spec import SelectionSpec
 from tasks.train import train_key

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from typing import Any, BinaryIO, cast
 
 from cluster.errors import CorruptError
@@ -20,6 +19,7 @@ from flows.attempts import attempt_states
 from flows.lineage import Lineage, computed_from
 from flows.loose import Loose, loose_objects, problem_of
 from tasks.report.publish import FILES, report_name, sealed_digests
+from tasks.versions import minor_version
 
 THREADS = 8
 # A part above this is hashed piece by piece: at most THREADS of them are in memory at once.
@@ -123,7 +123,7 @@ def _verify_name(lineage: Lineage, found: Findings) -> None:
     torch = ".".join(str(lineage.record["versions"]["torch"]).split(".")[:2])
     if derived.run_name != lineage.run:
         problem = f"describes run {derived.run_name}: its configuration or digests were changed after it was recorded"
-    elif lineage.plan is None and torch == ".".join(version("torch").split(".")[:2]):
+    elif lineage.plan is None and torch == minor_version("torch"):
         wrong = [stage for stage, key in derived.keys().items() if lineage.keys.get(stage) != key]
         problem = f"holds keys that do not follow from its configuration ({', '.join(wrong)}): they were changed"
     else:

@@ -49,13 +49,3 @@ def hash64(domain: str, seed: int, ids: npt.NDArray[np.signedinteger] | I64) -> 
 def hash_unit(domain: str, seed: int, ids: I64) -> npt.NDArray[np.float64]:
     """Return hash64 as float64 in [0, 1): the top 53 bits."""
     return (hash64(domain, seed, ids) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def hash63(text: str) -> int:
-    """Return a 63-bit hash of a text, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def derive_seed(*words: str | int) -> int:
-    """Return a 63-bit seed that is a function of the words, and unrelated for different words."""
-    return hash63("/".join(str(word) for word in words))

@@ -12,9 +12,10 @@ from cluster.errors import InputError
 from cluster.fingerprint import stage_key
 from cluster.record import Seal
 from tasks.budget import check_length, steps_of
-from tasks.hashing import derive_seed
 from tasks.leasing import in_pool, share_units
+from tasks.seeding import derive_seed
 from tasks.spec import Numerics, Recipe, Resources, Spec, Use, setting
+from tasks.versions import minor_version
 
 if TYPE_CHECKING:
     from cluster.storage import Store
@@ -87,11 +88,9 @@ def proxy_key(
 
     `code` is the digest of user code, `seed` the root seed of the run.
     """
-    from importlib.metadata import version
-
     identity = {name: value for name, value in spec.identity().items() if name != "seeds"}
     identity.update(number=number, seed=seed, checkpoints=_checked(checkpoints))
-    digests = {"code": code, "torch": ".".join(version("torch").split(".")[:2])}
+    digests = {"code": code, "torch": minor_version("torch")}
     return stage_key("proxy", VERSION, identity, [index_key], digests)
 
 

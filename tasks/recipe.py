@@ -11,9 +11,9 @@ import torch
 
 from cluster.errors import InputError, SecateurError
 from tasks.arithmetic import device_of
-from tasks.hashing import derive_seed
 from tasks.imports import resolve
 from tasks.recipes import AUGMENTS, COLLATES, LOSSES, OPTIMIZERS, SCHEDULES, TRANSFORMS
+from tasks.seeding import derive_seed
 from tasks.spec import Numerics, Recipe, Use
 
 CAST = Use(use="cast")

@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from cluster.errors import CorruptError
 from cluster.record import Unit
-from tasks.hashing import I64, derive_seed, hash64
+from tasks.hashing import I64, hash64
 from tasks.samplers.registry import protocol_info
+from tasks.seeding import derive_seed
 from tasks.selection.spec import EXCLUDE
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from cluster.errors import InputError, ItemsError
 from cluster.fingerprint import stage_key
 from tasks.scores.registry import SCORES, score_info
 from tasks.spec import Numerics, Resources, Spec, setting
+from tasks.versions import minor_version
 
 if TYPE_CHECKING:
     from cluster.record import Seal
@@ -135,13 +136,11 @@ def scorer_key(
     if any(use.name == "random" for use in spec.scores):
         identity["seed"] = seed
     if needs_proxies(spec):
-        from importlib.metadata import version
-
         identity["model"] = proxy.model.identity()
         # These two of the recipe are on every forward pass of a score; the rest of it is in the proxies' keys.
         recipe = proxy.recipe.identity()
         identity["transform"], identity["collate"] = recipe["transform"], recipe["collate"]
-        digests = {"code": code, "torch": ".".join(version("torch").split(".")[:2])}
+        digests = {"code": code, "torch": minor_version("torch")}
     return stage_key("scorer", VERSION, identity, proxy_keys if needs_proxies(spec) else [], digests)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cluster.fingerprint import stage_key
 from tasks.selection.spec import SelectionSpec
 from tasks.spec import Resources
+from tasks.versions import minor_version
 
 if TYPE_CHECKING:
     from cluster.record import Seal
@@ -29,9 +30,7 @@ def selection_key(spec: SelectionSpec, seed: int, source_key: str) -> str:
     identity = {**spec.effective(), "seed": seed}
     digests = {}
     if "features" in spec.params():
-        from importlib.metadata import version
-
-        digests["sklearn"] = ".".join(version("scikit-learn").split(".")[:2])
+        digests["sklearn"] = minor_version("scikit-learn")
     return stage_key("select", VERSION, identity, [source_key], digests)
 
 

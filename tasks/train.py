@@ -32,6 +32,7 @@ from tasks.budget import check_length, steps_of
 from tasks.curve import MOST_POINTS
 from tasks.leasing import Do, Terms, do_leased, in_pool, share_units
 from tasks.spec import Numerics, Recipe, Resources, Spec, Use, setting
+from tasks.versions import minor_version
 
 if TYPE_CHECKING:
     from cluster.storage import Store
@@ -194,8 +195,6 @@ def train_key(
     `source_key` is the key of the subset's selection, or of the index for the full train split; `teacher` and `keeps_model`
     are those of the unit.
     """
-    from importlib.metadata import version
-
     apart = ("replicates", "full", "own_schedule", "soft_labels")
     identity = {name: value for name, value in spec.identity().items() if name not in apart}
     identity.update(keep=keep, seed=seed)
@@ -204,7 +203,7 @@ def train_key(
     if teacher is not None:
         assert spec.soft_labels is not None
         identity["soft_labels"] = spec.soft_labels.identity()
-    digests = {"code": code, "torch": ".".join(version("torch").split(".")[:2])}
+    digests = {"code": code, "torch": minor_version("torch")}
     sources = [source_key, index_key] if teacher is None else [source_key, index_key, teacher]
     return stage_key("train", VERSION, identity, sources, digests)
 

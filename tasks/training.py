@@ -14,11 +14,11 @@ from torch import nn
 
 from cluster.errors import CorruptError, InputError, StageError
 from tasks.arithmetic import arithmetic, autocast, device_of, isolated_rng, ordered_attention, seed_all
-from tasks.hashing import derive_seed
 from tasks.models.build import place_model
 from tasks.ordering import BatchOrder, rank_slice
 from tasks.recipe import Pipeline
 from tasks.rotation import Rotation
+from tasks.seeding import derive_seed
 from tasks.soft_labels import SoftTargets
 from tasks.sources.protocol import Examples
 from tasks.spec import Numerics

@@ -14,7 +14,7 @@ from benchmarks.theory.laws import F64
 from benchmarks.theory.learners import DEFAULT, FIRST, MARGIN, Histogram, Neighbours, draw_labels
 from benchmarks.theory.outcome import Outcome, Table, interval, parser, said, slope
 from benchmarks.theory.weak_limit import Arm
-from tasks.hashing import derive_seed
+from tasks.seeding import derive_seed
 from tasks.selection import ArrayRows, calibrated_selection
 
 SIZES = (100, 316, 1000, 3162, 10_000, 31_623, 100_000)

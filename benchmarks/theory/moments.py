@@ -15,7 +15,7 @@ from benchmarks.theory.drawing import Panel, Series, figure
 from benchmarks.theory.laws import F64
 from benchmarks.theory.outcome import Outcome, Table, parser
 from benchmarks.theory.population import Population, log_normal, signal_share, take_all, variance_curve
-from tasks.hashing import derive_seed
+from tasks.seeding import derive_seed
 from tasks.selection import ArrayRows, SelectionSpec, calibrated_selection
 
 EXAMPLES = 500

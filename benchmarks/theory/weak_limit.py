@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.theory.drawing import Panel, Series, figure
 from benchmarks.theory.laws import F64, NORMAL, UNIFORM, Base, Law, empirical, kolmogorov, sup_distance, wasserstein
 from benchmarks.theory.outcome import Outcome, Table, interval, parser, said, slope
-from tasks.hashing import derive_seed
+from tasks.seeding import derive_seed
 from tasks.selection import ArrayRows, SelectionSpec, calibrated_selection
 
 SIZES = (100, 316, 1000, 3162, 10_000, 31_623, 100_000, 316_228, 1_000_000)

@@ -10,10 +10,10 @@ from torch import nn
 
 from cluster.errors import InputError, SecateurError
 from tasks.arithmetic import isolated_rng, seed_all
-from tasks.hashing import derive_seed
 from tasks.imports import resolve
 from tasks.models import BUILTIN_MODELS
 from tasks.recipe import Pipeline, offered
+from tasks.seeding import derive_seed
 from tasks.spec import Recipe, Use
 
 

@@ -13,7 +13,6 @@ from cluster.errors import CorruptError, StoreError
 from cluster.fingerprint import canonical_json, sha256
 from cluster.storage import Store
 from tasks.report.inputs import PageInputs
-from tasks.report.page import render_page
 from tasks.report.results import results_bytes
 
 FILES = ("results.json", "index.html", "results.parquet", "curves.svg")
@@ -40,6 +39,9 @@ def write_report(
     stands after its own seal, and writes anew until files and seal agree. Whoever writes last of all reads back when
     nothing changes any more: what they leave agrees, whosever it is. Raises StoreError where 8 rounds end in a mixture.
     """
+    # The page and its charts take 45 ms to import, and `plan` and `status` only read what a report has left.
+    from tasks.report.page import render_page
+
     files = {"results.json": results_bytes(results), "index.html": render_page(results, page).encode(), **(beside or {})}
     seal = {"run": run_name, "sha256": {name: sha256(data) for name, data in files.items()}}
     for number in range(ROUNDS):

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.hashing import derive_seed, hash64
+from tasks.hashing import hash64
 from tasks.samplers.design import Budget, Design, make_design
+from tasks.seeding import derive_seed
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]

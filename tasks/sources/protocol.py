@@ -147,7 +147,7 @@ def range_shards(
 
 def first_id(location: str, relative: str) -> int:
     """Return the id of row 0 of a file. The test location has ids of its own, so equal file names do not collide."""
-    from tasks.hashing import hash63
+    from tasks.seeding import hash63
 
     # NUL cannot be part of a path, so no train file has the name of a test file.
     return hash63(relative if location == TRAIN_LOCATION else f"{location}\0{relative}")

@@ -16,9 +16,9 @@ import pytest
 from cluster.errors import InputError
 from flows.cli import main
 from flows.config import ArmSpec
-from tasks.hashing import derive_seed
 from tasks.samplers import prototype_band
 from tasks.samplers.prototype_band import clusters, medoids, prototypes
+from tasks.seeding import derive_seed
 from tasks.selection import ArrayRows, SelectionSpec, calibrated_selection, rows
 from tasks.selection.prototypes import Features
 from tasks.tables import encode_table

@@ -15,8 +15,9 @@ from cluster.errors import CorruptError, InputError
 from cluster.record import Unit
 from cluster.storage import Store
 from tasks.dataset import Dataset
-from tasks.hashing import hash63, hash64
+from tasks.hashing import hash64
 from tasks.pool import SerialPool
+from tasks.seeding import hash63
 from tasks.shard import shard_key, shard_stage
 from tasks.sources import DataSpec, data_digest
 from tasks.sources.protocol import row_ids
@@ -51,7 +52,7 @@ def test_ids_are_the_hash_of_the_name_plus_the_row() -> None:
 
 
 def test_ids_wrap_at_2_to_the_63(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.hashing.hash63", lambda text: 2**63 - 2)
+    monkeypatch.setattr("tasks.seeding.hash63", lambda text: 2**63 - 2)
     assert row_ids("train", "any", 0, 4).tolist() == [2**63 - 2, 2**63 - 1, 0, 1]
 
 

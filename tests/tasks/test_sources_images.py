@@ -10,7 +10,7 @@ import pytest
 from data_case import TEST, TRAIN, index, own_cache, pictures, refused, table_of
 from PIL import Image
 
-from tasks.hashing import hash63
+from tasks.seeding import hash63
 from tasks.sources import DataSpec
 
 __all__ = ["own_cache"]
