@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tasks.report.svg import drawing, element, fitted, line, number, scale, text, title, width_of
-from tasks.report.wording import count, percent, with_margin
+import altair as alt
+
+from tasks.report.vega import SERIES_LIGHT, WIDTH, Drawable, drawing, figure, fitted, table_of, width_of
+from tasks.report.wording import count
 
 FIGURE = "curves.svg"
-WIDTH, WIDE = 440.0, 760.0
-MOST_ARMS = 8
+WIDE = 700
+MOST_ARMS = len(SERIES_LIGHT)
 """Beside random and the full data in one panel: as many as there are colours."""
-ROW = 19.0
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
 # Errors, in %, at which accuracies are marked.
 _ERRORS = tuple(factor * 10.0**power for power in (1, 0, -1, -2) for factor in (10, 5, 2))
-_LIGHT = ("#0a5fb4", "#c4500a", "#12702f", "#8e3aa3", "#8a6a00", "#c2185b", "#007a85", "#5f4a3a")
-_DARK = ("#6db3f8", "#ff9a5c", "#52c574", "#d79bf0", "#e0b254", "#ff8fb5", "#4fd0d8", "#c9ab97")
-
-
-def _series(colours: Sequence[str]) -> str:
-    return "".join(f".c{i}{{stroke:{colour}}}.m{i}{{fill:{colour}}}" for i, colour in enumerate(colours))
-
-
-CURVE_STYLE = (
-    ".curve{fill:none;stroke-width:1.8;stroke-linejoin:round}.curve.dashed{stroke-dasharray:7 4}"
-    ".bars{stroke-width:1.6;opacity:.8}.c-random{stroke:var(--random)}.m-random{fill:var(--random)}.c-full{stroke:var(--full)}.m-full{fill:var(--full)}"
-    f"{_series(_LIGHT)}@media (prefers-color-scheme:dark){{{_series(_DARK)}}}"
-)
-"""Beside the colours of style.py's :root."""
-
-_ALONE = (
-    ":root{--card:#fff;--ink:#1c2128;--soft:#57606a;--grid:#e3e7ec;--rule:#d5dae1;--random:#6b7280;--full:#8a5a00}"
-    "@media (prefers-color-scheme:dark){:root{--card:#0f1318;--ink:#e6eaf0;--soft:#a2adba;--grid:#262e38;--rule:#323b46;"
-    "--random:#a2adba;--full:#e0b254}}"
-    'text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","DejaVu Sans",sans-serif}text.m{font-size:12px}'
-    "text.h{font-size:14px;font-weight:600}.t,.h{fill:var(--ink)}.m{fill:var(--soft)}line.grid{stroke:var(--grid)}"
-    ".paper{fill:var(--card);stroke:var(--rule)}"
-)
+AXIS = "test accuracy, %, spaced by the logarithm of the error"
 
 Arm = Mapping[str, Any]
 Curve = tuple[str, str, list[Arm]]
-"""Name, class of colour, and the arm at its keeps, ascending."""
+"""Name, its colour among those of style.py and vega.py, and the arm at its keeps, ascending."""
 
 
 def curve_section(results: Mapping[str, Any]) -> str:
@@ -52,9 +33,8 @@ def curve_section(results: Mapping[str, Any]) -> str:
     if not panels:
         return ""
     cards = "".join(
-        f'<div class="card"><h3>{escape(name)}</h3>{drawing(WIDTH, height, _label(curves), body)}</div>'
+        f'<div class="card"><h3>{escape(name)}</h3>{drawing(_panel(curves, results, WIDTH - 40), _label(curves))}</div>'
         for name, curves in panels
-        for body, height in [_panel(curves, results, WIDTH)]
     )
     grid = results.get("sweep")
     said = f" The grid has {grid['sentence']}." if grid else ""
@@ -69,24 +49,13 @@ def curve_figure(results: Mapping[str, Any]) -> bytes | None:
     panels = panels_of(results)
     if not panels:
         return None
-    body, y = [], 34.0
-    for name, curves in panels:
-        if len(panels) > 1:
-            body.append(text(16, y + 14, name, "t"))
-            y += 22
-        content, height = _panel(curves, results, WIDE - 32)
-        body.append(element("g", "".join(content), transform=f"translate(16 {number(y)})"))
-        y += height
     said = f"Test accuracy against the share kept: mean and 95 % interval of {_replicates(results)}"
-    paper = element("rect", x=0.5, y=0.5, width=WIDE - 1, height=y + 7, rx=8, class_="paper")
-    style = element("style", escape(_ALONE + CURVE_STYLE, quote=False))
-    parts = [style, title(said), paper, text(16, 26, fitted(said, WIDE, 14), "h"), *body]
-    root = element(
-        "svg", "".join(parts), xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {number(WIDE)} {number(y + 8)}",
-        width=WIDE, height=y + 8, role="img",
-    )  # fmt: skip
-    # XML has no control characters, and the name of an arm may.
-    return f"{root.translate(dict.fromkeys(range(32)))}\n".encode()
+    charts = [
+        _panel(curves, results, WIDE).properties(title=alt.Title(name if len(panels) > 1 else said)) for name, curves in panels
+    ]
+    if len(panels) == 1:
+        return figure(charts[0], said).encode()
+    return figure(alt.vconcat(*charts, title=said).resolve_scale(color="independent", shape="independent"), said).encode()
 
 
 def panels_of(results: Mapping[str, Any]) -> list[tuple[str, list[Curve]]]:
@@ -121,117 +90,89 @@ def panels_of(results: Mapping[str, Any]) -> list[tuple[str, list[Curve]]]:
         for part in range(parts):
             some = names[part * size : (part + 1) * size]
             said = key if parts == 1 else f"{key}, {part + 1} of {parts}"
-            panels.append((said, [*always, *((name, str(i), arms[name]) for i, name in enumerate(some))]))
+            panels.append((said, [*always, *((name, f"c{i}", arms[name]) for i, name in enumerate(some))]))
     return panels
 
 
-def _panel(curves: Sequence[Curve], results: Mapping[str, Any], width: float) -> tuple[list[str], float]:
-    """Return the elements of one panel and its height."""
-    left, right, top, bottom = 34.0, width - 8, 30.0, width * 0.56
+def _panel(curves: Sequence[Curve], results: Mapping[str, Any], width: int) -> Drawable:
+    """Return one panel; arms are apart by a few pixels at each keep, so that intervals do not hide each other."""
     keeps = sorted({float(arm["keep"]) for _, _, arms in curves for arm in arms})
-    x = scale(math.log(keeps[0]), math.log(keeps[-1]), left + 26, right - 26)
     every = [value for _, _, arms in curves for arm in arms for value in (arm["mean"], *(arm["ci95"] or ()))]
-    y, marks = accuracy_axis(every, int(results["dataset"]["n_test"]), bottom, top)
-    body = [text(0, 14, "test accuracy, %, spaced by the logarithm of the error", "m")]
-    for value, label in marks:
-        body += [line(left, y(value), right, y(value), "grid"), text(left - 6, y(value) + 4, label, "m", "end")]
-    last = -100.0
-    for keep in keeps:
-        place = x(math.log(keep))
-        body.append(line(place, top, place, bottom, "grid"))
-        said = percent(keep)
-        # Keeps closer than their labels: the line alone.
-        if place - last > width_of(said):
-            body.append(text(place, bottom + 16, said, "m", "middle"))
-            last = place
+    axis = ErrorAxis(every, int(results["dataset"]["n_test"]))
+    air = (keeps[-1] / keeps[0]) ** 0.08
+    low, high = keeps[0] / air, keeps[-1] * air
+    # Pixels between two arms of one keep, on a logarithmic axis.
+    apart = (high / low) ** (min(5.0, 26.0 / len(curves)) / width)
+    rows = []
+    for order, (_, _, arms) in enumerate(curves):
+        for arm in arms:
+            at = {"x": arm["keep"] * apart ** (order - (len(curves) - 1) / 2), "y": axis.place(arm["mean"])}
+            ends = {end: axis.place(value) for end, value in zip(("low", "high"), arm["ci95"] or ())}
+            rows.append({"order": order, **at, **ends})
+    marks = alt.Axis(values=keeps, labelExpr="format(100 * datum.value, '.4~g') + ' %'", labelOverlap=True)
+    domain = alt.Scale(type="log", domain=[low, high], nice=False)
     said = f"share of the {count(results['dataset']['n_train'])} train examples that is kept (log scale)"
-    body.append(text((left + right) / 2, bottom + 33, said, "m", "middle"))
-    step = min(5.0, 26.0 / len(curves))
-    for order, (name, colour, arms) in enumerate(curves):
-        shift = (order - (len(curves) - 1) / 2) * step
-        body += _curve(name, colour, order, [(x(math.log(arm["keep"])) + shift, arm) for arm in arms], y)
-    key, height = legend([(name, colour) for name, colour, _ in curves], width, bottom + 50)
-    return [*body, *key], height
+    base = table_of(rows).encode(x=alt.X("x:Q", title=said, scale=domain, axis=marks))
+    entries = Entries([(name, colour) for name, colour, _ in curves], width)
+    bars = table_of([row for row in rows if "low" in row]).mark_rule(strokeWidth=1.6, opacity=0.8)
+    layers = [
+        bars.encode(x=base.encoding.x, y=axis.y("low"), y2="high:Q", color=entries.colour()),
+        base.mark_line(strokeWidth=1.8).encode(y=axis.y("y"), color=entries.colour(), strokeDash=entries.dash()),
+        base.mark_point(size=55, filled=True, opacity=1).encode(y=axis.y("y"), color=entries.colour(), shape=entries.shape()),
+    ]
+    return alt.layer(*layers).properties(width=width, height=round(0.56 * width))
 
 
-def legend(entries: Sequence[tuple[str, str]], width: float, top: float) -> tuple[list[str], float]:
-    """Return names beside samples of their lines, of (name, colour) in the order of their marks, and where they end."""
-    columns = max(1, int(width // max(width_of(name) + 44 for name, _ in entries)))
-    body: list[str] = []
-    for order, (name, colour) in enumerate(entries):
-        spot, line_y = (order % columns) * width / columns, top + 6 + (order // columns) * ROW
-        said = fitted(name, width / columns - 36)
-        body += [*_sample(colour, order, spot, line_y - 4.5), text(spot + 32, line_y, said, hint=name)]
-    return body, top + -(-len(entries) // columns) * ROW
+class ErrorAxis:
+    """Place accuracies, in percent, by the logarithm of the error on `tested` examples: room for these values, and marks."""
+
+    def __init__(self, every: Sequence[float], tested: int) -> None:
+        # Half a test example: an arm without an error has a place too.
+        self.least = 50.0 / max(tested, 1)
+        low, high = self._error(max(min(every), 0.0)), self._error(max(every))
+        air = max((high - low) * 0.05, 0.02)
+        self.low, self.high = max(low - air, -2.0), high + air
+
+    def _error(self, accuracy: float) -> float:
+        return -math.log10(max(100.0 - accuracy, self.least))
+
+    def place(self, accuracy: float) -> float:
+        """Return where an accuracy is, at the end of the axis where it is beyond."""
+        return min(max(self._error(accuracy), self.low), self.high)
+
+    def y(self, field: str) -> alt.Y:
+        """Return the axis of a field of places."""
+        marked = [-math.log10(value) for value in _ERRORS if self.low <= -math.log10(value) <= self.high]
+        axis = alt.Axis(values=marked, labelExpr="format(100 - pow(10, -datum.value), '.5~g')", titleAnchor="start", titleAngle=0,
+                        titleAlign="left", titleY=-10, titleX=-26)  # fmt: skip
+        return alt.Y(f"{field}:Q", title=AXIS, axis=axis, scale=alt.Scale(domain=[self.low, self.high], nice=False, zero=False))
 
 
-def accuracy_axis(
-    every: Sequence[float], tested: int, bottom: float, top: float
-) -> tuple[Callable[[float], float], list[tuple[float, str]]]:
-    """Return where an accuracy in percent is drawn, of these or between them, and (accuracy, label) marks.
+class Entries:
+    """Tell arms apart by colour, shape and dashes, from the rows' field `order`: the place of an arm in (name, colour) pairs."""
 
-    Spaced by the logarithm of the error on `tested` examples.
-    """
-    # Half a test example: an arm without an error has a place too.
-    least = 50.0 / max(tested, 1)
+    def __init__(self, entries: Sequence[tuple[str, str]], width: int) -> None:
+        self.entries = entries
+        self.order = list(range(len(entries)))
+        room = width / 2 - 40
+        names = json.dumps({str(order): fitted(name, room) for order, (name, _) in enumerate(entries)})
+        columns = max(2, int(width // max(width_of(fitted(name, room)) + 40 for name, _ in entries)))
+        self.legend = alt.Legend(title=None, columns=columns, labelExpr=f"{names}[datum.value]")
 
-    def error(accuracy: float) -> float:
-        return -math.log10(max(100.0 - accuracy, least))
+    def colour(self) -> alt.Color:
+        """Return each arm's colour."""
+        scale = alt.Scale(domain=self.order, range=[f"var(--{colour})" for _, colour in self.entries])
+        return alt.Color("order:N", scale=scale, legend=self.legend)
 
-    low, high = error(max(min(every), 0.0)), error(max(every))
-    air = max((high - low) * 0.05, 0.02)
-    low, high = max(low - air, -2.0), high + air
-    place = scale(low, high, bottom, top)
-    marked = [100.0 - value for value in _ERRORS if low <= -math.log10(value) <= high]
-    return lambda value: place(min(max(error(value), low), high)), [(value, f"{value:.4g}") for value in marked]
+    def shape(self) -> alt.Shape:
+        """Return shapes that tell arms apart where colours do not."""
+        scale = alt.Scale(domain=self.order, range=[SHAPES[order % len(SHAPES)] for order in self.order])
+        return alt.Shape("order:N", scale=scale, legend=self.legend)
 
-
-def _curve(
-    name: str, colour: str, order: int, points: Sequence[tuple[float, Arm]], y: Callable[[float], float]
-) -> list[str]:
-    spots = [(place, y(arm["mean"])) for place, arm in points]
-    path = " ".join(f"{number(a)},{number(b)}" for a, b in spots)
-    out = [element("polyline", points=path, class_=curve_class(colour))]
-    for (place, middle), (_, arm) in zip(spots, points):
-        if arm["ci95"] is not None:
-            out.append(line(place, y(arm["ci95"][0]), place, y(arm["ci95"][1]), f"bars c{colour_name(colour)}"))
-        hint = f"{name} at keep {percent(arm['keep'])}: {with_margin(arm['mean'], arm['ci95'])} %"
-        out.append(mark(order, place, middle, f"m{colour_name(colour)}", hint))
-    return out
-
-
-def _sample(colour: str, order: int, x: float, y: float) -> list[str]:
-    ends = f"{number(x)},{number(y)} {number(x + 26)},{number(y)}"
-    rule = element("polyline", points=ends, class_=curve_class(colour))
-    return [rule, mark(order, x + 13, y, f"m{colour_name(colour)}", "")]
-
-
-def colour_name(colour: str) -> str:
-    """Return the end of a class of CURVE_STYLE: c<name> colours a line, m<name> a mark."""
-    return colour if colour.isdigit() else f"-{colour}"
-
-
-def curve_class(colour: str) -> str:
-    """Return the class of a curve: random's and the full data's are dashed."""
-    return f"curve {'' if colour.isdigit() else 'dashed '}c{colour_name(colour)}"
-
-
-def mark(order: int, x: float, y: float, class_: str, hint: str) -> str:
-    """Return a mark whose shape tells arms apart where colours do not."""
-    r = 4.2
-    shapes = (
-        [(-r, -r), (r, -r), (r, r), (-r, r)],
-        [(0, -1.35 * r), (1.2 * r, r), (-1.2 * r, r)],
-        [(0, -1.4 * r), (1.4 * r, 0), (0, 1.4 * r), (-1.4 * r, 0)],
-        [(0, 1.35 * r), (1.2 * r, -r), (-1.2 * r, -r)],
-        [(-1.5 * r, -0.55 * r), (1.5 * r, -0.55 * r), (1.5 * r, 0.55 * r), (-1.5 * r, 0.55 * r)],
-        [(-0.55 * r, -1.5 * r), (0.55 * r, -1.5 * r), (0.55 * r, 1.5 * r), (-0.55 * r, 1.5 * r)],
-    )
-    order %= len(shapes) + 1
-    if order == 0:
-        return element("circle", title(hint), cx=x, cy=y, r=r, class_=class_)
-    corners = " ".join(f"{number(x + a)},{number(y + b)}" for a, b in shapes[order - 1])
-    return element("polygon", title(hint), points=corners, class_=class_)
+    def dash(self) -> alt.StrokeDash:
+        """Return the dashes of random and of the full data; the others' lines are whole."""
+        said = [[7, 4] if colour in ("random", "full") else [1, 0] for _, colour in self.entries]
+        return alt.StrokeDash("order:N", scale=alt.Scale(domain=self.order, range=said), legend=None)
 
 
 def _label(curves: Sequence[Curve]) -> str:

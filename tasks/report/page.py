@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from tasks.report.charts import accuracy_chart, duration, forest_chart, time_chart
-from tasks.report.curves import CURVE_STYLE, curve_section
+from tasks.report.curves import curve_section
 from tasks.report.inputs import PageInputs
 from tasks.report.policy import policy_section, sentences
 from tasks.report.scoring import scoring_cell
@@ -17,6 +17,7 @@ from tasks.report.style import STYLE
 from tasks.report.terminal import arms_of
 from tasks.report.time_to_accuracy_page import time_section
 from tasks.report.variance import variance_section
+from tasks.report.vega import SERIES_STYLE
 from tasks.report.wording import GLOSSARY, bounds, count, kept_text, needed_text, percent, signed, with_margin
 
 HEADERS = (
@@ -49,7 +50,7 @@ def render_page(results: Mapping[str, Any], page: PageInputs | None = None) -> s
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>Secateur: {escape(str(results['run']))}</title><style>{STYLE}{CURVE_STYLE}{SHIFT_STYLE}</style></head>\n"
+        f"<title>Secateur: {escape(str(results['run']))}</title><style>{STYLE}{SERIES_STYLE}{SHIFT_STYLE}</style></head>\n"
         f"<body><main>\n{chr(10).join(part for part in body if part)}\n</main></body></html>\n"
     )
 
@@ -67,7 +68,8 @@ def _head(results: Mapping[str, Any]) -> str:
     slice_note = "".join(
         f'<p class="slice"><strong>{escape(note)}</strong></p>' for note in results["notes"] if note.startswith("Slice")
     )
-    lead = "".join(f'<p class="lead">{escape(said)}</p>' for said in sentences(results) or [results["headline"]])
+    leads = [escape(said).replace(" %", "&nbsp;%") for said in sentences(results) or [results["headline"]]]
+    lead = "".join(f'<p class="lead">{said}</p>' for said in leads)
     return (
         f'<header><h1>Run {escape(str(results["run"]))}</h1>{lead}'
         f'<p class="facts">{escape(facts)}</p>{slice_note}</header>'

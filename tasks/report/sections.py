@@ -44,7 +44,7 @@ def _histogram_card(name: str, histogram: Mapping[str, Any], page: PageInputs) -
     marks, key = [], []
     for number, value in enumerate(sorted(groups), 1):
         hint = f"{value:.4g}: {', '.join(groups[value])}"
-        marks.append((value, str(number), hint))
+        marks.append((value, str(number)))
         key.append(f"<li><b>{number}</b><span>{escape(hint)}</span></li>")
     kept = {"high": "The highest are kept as signal, right of the line.",
             "low": "The lowest are kept as signal, left of the line."}.get(str(direction), "")  # fmt: skip

@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
+
+import altair as alt
 
 from tasks.report.effects import OF_TOTALS, OF_WEIGHTS, no_totals_reason, weight_caveat, weight_effect
 from tasks.report.inputs import PageInputs, ShiftResult
-from tasks.report.svg import drawing, element, scale, text
+from tasks.report.vega import WIDTH, drawing, linear, table_of
 from tasks.report.wording import count, percent, signed
 
-WIDTH, HEIGHT = 440.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 12.0, WIDTH - 12.0, 8.0, HEIGHT - 26.0
+HEIGHT = 266
 LEVELS = 5
 
 SHIFT_STYLE = (
-    "".join(f".d{level}{{fill:var(--soft);opacity:{0.08 + 0.085 * level:.3g}}}" for level in range(1, LEVELS + 1))
-    + ".p-signal,.p-exploration{fill:none;stroke-width:4.4;opacity:.85}"
-    ".p-signal{stroke:var(--signal);stroke-linecap:round}.p-exploration{stroke:var(--exploration);stroke-linecap:square}"
     ".key .i-round{width:9px;height:9px;border-radius:5px;background:var(--signal)}"
     ".key .i-square{width:9px;height:9px;border-radius:0;background:var(--exploration)}"
     ".shift th,.shift td{padding:.45rem .5rem}.shift thead th{white-space:normal;min-width:4.6rem}"
@@ -168,23 +167,31 @@ def projection_chart(density: Mapping[str, Any], points: Sequence[Sequence[float
     `points` holds [0 for signal or 1 for exploration, x, y]; one outside the sample's range stands at its edge.
     """
     counts = density["counts"]
-    across = scale(density["x"][0], density["x"][1], LEFT, RIGHT)
-    up = scale(density["y"][0], density["y"][1], BOTTOM, TOP)
-    width, height = (RIGHT - LEFT) / len(counts[0]), (BOTTOM - TOP) / len(counts)
+    (left, right), (bottom, top) = density["x"], density["y"]
+    width, height = (right - left) / len(counts[0]), (top - bottom) / len(counts)
     highest = max(max(row) for row in counts) or 1
-    squares: list[list[str]] = [[] for _ in range(LEVELS)]
+    runs = []
     for y, row in enumerate(counts):
-        for x, number in enumerate(row):
-            if number:
-                level = math.ceil(LEVELS * math.sqrt(number / highest))
-                corner = f"M{LEFT + x * width:.1f} {BOTTOM - (y + 1) * height:.1f}"
-                squares[level - 1].append(f"{corner}h{width:.2f}v{height:.2f}h-{width:.2f}z")
-    body = [element("path", d="".join(some), class_=f"d{level}") for level, some in enumerate(squares, 1) if some]
-    for code, kind in ((1, "exploration"), (0, "signal")):
+        levels = [math.ceil(LEVELS * math.sqrt(number / highest)) for number in row]
+        at = 0
+        # Squares of one level beside each other are one mark: a third of the file.
+        for level, some in groupby(levels):
+            start, at = at, at + len(list(some))
+            if level:
+                ends = {"x": left + start * width, "x2": left + at * width, "y": bottom + y * height}
+                runs.append({**ends, "y2": ends["y"] + height, "level": round(0.08 + 0.085 * level, 3)})
+    x = alt.X("x:Q", title="first principal component, the second upwards", scale=linear((left, right)),
+              axis=alt.Axis(labels=False, grid=False))  # fmt: skip
+    y_axis = alt.Y("y:Q", axis=None, scale=linear((bottom, top)))
+    layers = [
+        table_of(runs).mark_rect(fill="var(--soft)").encode(
+            x=x, x2="x2:Q", y=y_axis, y2="y2:Q", opacity=alt.Opacity("level:Q", scale=None)
+        )
+    ]
+    for code, kind, shape in ((1, "exploration", "square"), (0, "signal", "circle")):
         places = [
-            f"M{min(max(across(x), LEFT), RIGHT):.1f} {min(max(up(y), TOP), BOTTOM):.1f}h0" for own, x, y in points if own == code
+            {"x": min(max(x, left), right), "y": min(max(y, bottom), top)} for own, x, y in points if own == code
         ]
-        if places:
-            body.append(element("path", d="".join(places), class_=f"p-{kind}"))
-    body.append(text((LEFT + RIGHT) / 2, HEIGHT - 8, "first principal component, the second upwards", "m", "middle"))
-    return drawing(WIDTH, HEIGHT, f"Kept examples of {name} over the train split", body)
+        mark = table_of(places).mark_point(shape=shape, filled=True, size=17, opacity=0.85, color=f"var(--{kind})")
+        layers.append(mark.encode(x=x, y=y_axis))
+    return drawing(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), f"Kept examples of {name} over the train split")

@@ -57,23 +57,6 @@ dl{margin:.5rem 0;display:grid;grid-template-columns:minmax(8rem,max-content) 1f
 dt{font-weight:600}dd{margin:0}
 @media (max-width:600px){main{padding:18px 14px 40px}.lead{font-size:1.35rem}dl{grid-template-columns:1fr;gap:.1rem}
 dd{margin-bottom:.6rem}.card{padding:10px 8px 8px}}
-svg text{font-family:inherit;font-size:13px;
-paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}
-svg text.onmark{stroke:none}.t{fill:var(--ink)}.m{fill:var(--soft)}svg text.m{font-size:12px}
-.b{fill:var(--ink);font-weight:600}.onmark{fill:var(--onmark);font-weight:700}svg text.onmark{font-size:11px}
-svg text.v-better{fill:var(--better)}svg text.v-worse{fill:var(--worse)}
-svg text.v-equivalent{fill:var(--equivalent)}svg text.v-undecided{fill:var(--undecided)}
-line.grid{stroke:var(--grid);stroke-width:1}line.axis{stroke:var(--soft);stroke-width:1}
-line.zero{stroke:var(--ink);stroke-width:1.5;stroke-dasharray:4 3}
-rect.margin{fill:var(--band)}.bar{fill:var(--bar)}.hollow{fill:none;stroke:var(--bar);stroke-width:1.5}
-.interval{stroke-width:4;stroke-linecap:round}.thin{stroke-width:1.3}.faint{opacity:.5}
-.f-arm{fill:var(--arm)}.f-random{fill:var(--random)}.f-full{fill:var(--full)}.f-ink{fill:var(--ink)}
-.f-signal{fill:var(--signal)}.f-exploration{fill:var(--exploration)}.f-mark{fill:var(--mark)}
-.s-arm{stroke:var(--arm);opacity:.75}.s-random{stroke:var(--random);opacity:.75}.s-full{stroke:var(--full);opacity:.75}
-line.mark{stroke:var(--mark);stroke-width:1.5}
-.k-better{stroke:var(--better)}.k-worse{stroke:var(--worse)}.k-equivalent{stroke:var(--equivalent)}
-.k-undecided{stroke:var(--undecided)}
-.p-better{fill:var(--better)}.p-worse{fill:var(--worse)}.p-equivalent{fill:var(--equivalent)}
-.p-undecided{fill:var(--undecided)}circle.open{fill:var(--card);stroke:var(--undecided);stroke-width:2.5}
+svg text{paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}svg text[fill="var(--onmark)"]{stroke:none}
 @media print{body{font-size:12px}.card,table{break-inside:avoid}pre{max-height:none}}
 """

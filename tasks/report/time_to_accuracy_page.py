@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tasks.report.curves import MOST_ARMS, accuracy_axis, colour_name, curve_class, legend, mark
-from tasks.report.inputs import PageInputs
-from tasks.report.svg import drawing, element, line, number, scale, text, width_of
-from tasks.report.time_to_accuracy import told_share
-from tasks.report.wording import count, listed, percent, plural
+import altair as alt
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 440.0, 34.0, 432.0, 30.0, 270.0
+from tasks.report.curves import MOST_ARMS, Entries, ErrorAxis
+from tasks.report.inputs import PageInputs
+from tasks.report.time_to_accuracy import told_share
+from tasks.report.vega import FONT, WIDTH, drawing, table_of
+from tasks.report.wording import count, listed, percent, plural
 
 Row = Mapping[str, Any]
 Drawn = tuple[str, str, Row]
-"""Name, class of colour, and the row of the record."""
+"""Name, colour, and the row of the record."""
 
 
 def time_section(results: Mapping[str, Any], page: PageInputs) -> str:
@@ -105,40 +105,40 @@ def drawn_rows(rows: Sequence[Row]) -> tuple[list[Drawn], int]:
     best = sorted(others, key=lambda row: -row["accuracy"][-1])[:MOST_ARMS]
     chosen = [row for row in others if row in best]
     drawn = [(row["arm"], "random" if row["random"] else "full", row) for row in always]
-    return [*drawn, *((row["arm"], str(place), row) for place, row in enumerate(chosen))], len(others) - len(chosen)
+    return [*drawn, *((row["arm"], f"c{place}", row) for place, row in enumerate(chosen))], len(others) - len(chosen)
 
 
 def time_chart(drawn: Sequence[Drawn], trainings: int, target: float | None, share: float | None, tested: int) -> str:
     """Return accuracy over steps, each arm's after what it pays where so many trainings share it; both axes logarithmic."""
-    paths = {name: [step + row["charge"]["steps"] / trainings for step in row["steps"]] for name, _, row in drawn}
-    every = [step for path in paths.values() for step in path]
-    x = scale(math.log(min(every)), math.log(max(every)), LEFT + 6, RIGHT - 8)
     values = [value for _, _, row in drawn for value in row["accuracy"]] + ([] if target is None else [target])
-    y, marks = accuracy_axis(values, tested, BOTTOM, TOP)
-    body = [text(0, 14, "test accuracy, %, spaced by the logarithm of the error", "m")]
-    for value, label in marks:
-        body += [line(LEFT, y(value), RIGHT, y(value), "grid"), text(LEFT - 6, y(value) + 4, label, "m", "end")]
-    last = -100.0
-    for step in _marked(min(every), max(every)):
-        place, label = x(math.log(step)), count(step)
-        body.append(line(place, TOP, place, BOTTOM, "grid"))
-        if place - last > width_of(label) and place < RIGHT - 8:
-            body.append(text(place, BOTTOM + 16, label, "m", "middle"))
-            last = place
+    axis = ErrorAxis(values, tested)
+    rows = [
+        {"order": order, "x": step + row["charge"]["steps"] / trainings, "y": axis.place(value)}
+        for order, (_, _, row) in enumerate(drawn)
+        for step, value in zip(row["steps"], row["accuracy"])
+    ]
+    every = [row["x"] for row in rows]
+    marks = alt.Axis(values=_marked(min(every), max(every)), format=",", labelOverlap=True)
     below = "optimiser steps, what was paid before included (log scale)"
-    body.append(text((LEFT + RIGHT) / 2, BOTTOM + 33, below, "m", "middle"))
+    domain = alt.Scale(type="log", domain=[min(every) / 1.02, max(every) * 1.05], nice=False)
+    x, y = alt.X("x:Q", title=below, scale=domain, axis=marks), axis.y("y")
+    entries = Entries([(name, colour) for name, colour, _ in drawn], WIDTH)
+    last = [row for row, after in zip(rows, [*rows[1:], {"order": -1}]) if row["order"] != after["order"]]
+    layers = [
+        table_of(rows).mark_line(strokeWidth=1.8).encode(x=x, y=y, color=entries.colour(), strokeDash=entries.dash()),
+        table_of(last).mark_point(size=55, filled=True, opacity=1).encode(
+            x=x, y=y, color=entries.colour(), shape=entries.shape()
+        ),
+    ]
     if target is not None and share is not None:
-        body.append(line(LEFT, y(target), RIGHT, y(target), "zero"))
-        body.append(text(LEFT + 4, y(target) - 5, f"{percent(share)} of the full data's", "m", hint=f"{target:.2f} %"))
-    for order, (name, colour, row) in enumerate(drawn):
-        spots = [(x(math.log(step)), y(value)) for step, value in zip(paths[name], row["accuracy"])]
-        points = " ".join(f"{number(a)},{number(b)}" for a, b in spots)
-        body.append(element("polyline", points=points, class_=curve_class(colour)))
-        hint = f"{name}: {row['accuracy'][-1]:.2f} % after {count(paths[name][-1])} steps"
-        body.append(mark(order, *spots[-1], f"m{colour_name(colour)}", hint))
-    key, end = legend([(name, colour) for name, colour, _ in drawn], WIDTH, BOTTOM + 50)
+        level = table_of([{"y": axis.place(target)}]).encode(y=y)
+        text = level.mark_text(align="left", dx=4, dy=-8, fontSize=FONT, fill="var(--soft)")
+        layers += [
+            level.mark_rule(color="var(--ink)", strokeWidth=1.5, strokeDash=[4, 3]),
+            text.encode(x=alt.value(0), text=alt.value(f"{percent(share)} of the full data's")),
+        ]
     said = f"Test accuracy over steps of {', '.join(name for name, *_ in drawn)}, costs shared by {plural(trainings, 'training')}"
-    return drawing(WIDTH, end, said, [*body, *key])
+    return drawing(alt.layer(*layers).properties(width=WIDTH - 40, height=240), said)
 
 
 def _marked(low: float, high: float) -> list[float]:

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+import altair as alt
+
+from tasks.report.charts import across
 from tasks.report.inputs import ArmResult, PageInputs
-from tasks.report.svg import box, dot, drawing, element, line, scale, text, tick_labels, ticks, x_axis
+from tasks.report.vega import WIDTH, drawing, linear, table_of
 from tasks.report.wording import count, percent
 
-WIDTH, LEFT, RIGHT = 440.0, 50.0, 424.0
-TOP, BOTTOM = 26.0, 206.0
+CHART = WIDTH - 40
 # Near alpha 1 the curve rises to m times random's, and says nothing there.
 HIGHEST = 2.0
 
@@ -90,26 +92,23 @@ def variance_chart(curve: Sequence[Sequence[float]], found: Mapping[str, Any]) -
     """Return the curve of (alpha, ratio) points up to HIGHEST, with random's level, the flat region and alpha*."""
     best, least = found["alpha"], found["ratio"]
     top = min(HIGHEST, max(1.25, *(ratio for _, ratio in curve)))
-    across, up = scale(0.0, 1.0, LEFT, RIGHT), scale(0.0, top, BOTTOM, TOP)
     low, high = found["flat"]
-    body = [
-        box(across(low) - 1, TOP, across(high) - across(low) + 2, BOTTOM - TOP, "margin", hint=f"flat: {low:.3g} to {high:.3g}")
-    ]
-    levels = ticks(0.0, top, 5)
-    for value, label in zip(levels, tick_labels(levels)):
-        body += [line(LEFT, up(value), RIGHT, up(value), "grid"), text(LEFT - 6, up(value) + 4, label, "m", "end")]
-    body += x_axis(across, ticks(0.0, 1.0), TOP, BOTTOM, "alpha, share of signal in the budget")
-    body += [line(LEFT, up(1.0), RIGHT, up(1.0), "zero"), text(RIGHT, up(1.0) - 6, "random", "m", "end")]
-    for stretch in _drawn(curve, top):
-        points = " ".join(f"{across(alpha):.2f},{up(ratio):.2f}" for alpha, ratio in stretch)
-        body.append(element("polyline", points=points, class_="s-arm", style="fill:none;stroke-width:2.5"))
-    hint = f"alpha* {best:.4g}: Var(alpha*)/Var_random {least:.4g}"
-    body.append(dot(across(best), up(least), 5.5, "f-arm", hint))
+    x = across("x", (0.0, 1.0), "alpha, share of signal in the budget")
+    y = alt.Y("y:Q", title=None, axis=alt.Axis(tickCount=5), scale=linear((0.0, top)))
+    rows = [{"x": x, "y": y, "part": part} for part, stretch in enumerate(_drawn(curve, top)) for x, y in stretch]
     # Beside the dot, on the side with room.
-    side, anchor = (10.0, "start") if best < 0.5 else (-10.0, "end")
-    above = up(least) + 18 if up(least) + 18 < BOTTOM - 4 else up(least) - 10
-    body.append(text(across(best) + side, above, f"{best:.2g}: {least:.2g}", "b", anchor, hint=hint))
-    return drawing(WIDTH, BOTTOM + 40, "Design variance against alpha", body)
+    side: dict[str, Any] = {"align": "left", "dx": 10} if best < 0.5 else {"align": "right", "dx": -10}
+    here = table_of([{"x": best, "y": least, "words": f"{best:.2g}: {least:.2g}"}]).encode(x=x, y=y)
+    random = table_of([{"y": 1.0}]).encode(y=y)
+    layers = [
+        table_of([{"x": low - 0.003, "x2": high + 0.003}]).mark_rect(fill="var(--band)").encode(x=x, x2="x2:Q"),
+        random.mark_rule(color="var(--ink)", strokeWidth=1.5, strokeDash=[4, 3]),
+        random.mark_text(align="right", dy=-8, fill="var(--soft)").encode(x=alt.value(CHART), text=alt.value("random")),
+        table_of(rows).mark_line(strokeWidth=2.5, color="var(--arm)").encode(x=x, y=y, detail="part:N"),
+        here.mark_circle(size=95, opacity=1, color="var(--arm)"),
+        here.mark_text(dy=18 if least > 0.12 * top else -14, fontWeight=600, **side).encode(text="words:N"),
+    ]
+    return drawing(alt.layer(*layers).properties(width=CHART, height=180), "Design variance against alpha")
 
 
 def _drawn(curve: Sequence[Sequence[float]], top: float) -> Iterator[list[tuple[float, float]]]:

@@ -196,7 +196,7 @@ def test_the_report_draws_the_curve_and_says_what_it_is(case: Case) -> None:
     found = seals[0].meta["allocation"]
     page = variance_section(PageInputs(arms=[arm]))
     for said in (
-        "no verdict", "exact &lt;el2n&gt; at keep 25 %", f"Var(alpha*)/Var_random is {found['ratio']:.3g}", "<polyline",
+        "no verdict", "exact &lt;el2n&gt; at keep 25 %", f"Var(alpha*)/Var_random is {found['ratio']:.3g}", "mark-line role-mark",
         f"from alpha {found['flat'][0]:.3g} to {found['flat'][1]:.3g}", "cross-fitted", "design effect on class totals",
     ):  # fmt: skip
         assert said in page, said

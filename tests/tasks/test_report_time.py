@@ -141,4 +141,4 @@ def test_of_many_arms_the_best_are_drawn_and_the_others_counted() -> None:
     rows += [{"arm": "random", "random": True, "full": False, "accuracy": [0.0]}]
     drawn, hidden = drawn_rows(rows)
     assert hidden == 4 and [name for name, *_ in drawn] == ["random", *(f"a{at}" for at in range(4, 12))]
-    assert [colour for _, colour, _ in drawn] == ["random", *map(str, range(8))]
+    assert [colour for _, colour, _ in drawn] == ["random", *(f"c{at}" for at in range(8))]

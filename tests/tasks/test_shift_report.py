@@ -6,14 +6,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cluster.fingerprint import sha256
 from cluster.record import Seal
 from cluster.storage import Store
 from tasks.report.inputs import MeasuredArm, PageInputs, ShiftResult
 from tasks.report.page import render_page
 from tasks.report.results import build_results
-from tasks.report.shift import HEADERS, meanings, projection_chart, shift_record, shift_section
+from tasks.report.shift import HEADERS, HEIGHT, meanings, projection_chart, shift_record, shift_section
+from tasks.report.vega import WIDTH
 from tests.tasks import report_case as case
+from tests.tasks.drawn import marks, parse
 
 DENSITY: dict[str, Any] = {"x": [-2.0, 2.0], "y": [-1.0, 1.0], "counts": [[0, 3], [100, 1]]}
 
@@ -75,13 +79,19 @@ def test_the_record_holds_what_the_figures_rest_on() -> None:
 
 
 def test_points_outside_the_sample_stand_at_its_edge() -> None:
-    chart = projection_chart(DENSITY, [[0, 0.0, 0.0], [1, -99.0, 99.0]], "arm")
-    assert chart.count('class="p-signal"') == chart.count('class="p-exploration"') == 1
-    places = [float(value) for value in re.findall(r"M([\d.-]+) ", chart)]
-    assert min(places) >= 12 and max(places) <= 428
-    # As many squares as hold examples, the fullest at the strongest level.
-    assert chart.count("z") == 3 + chart[: chart.index("<path")].count("z") and 'class="d5"' in chart
-    assert 'class="p-signal"' not in projection_chart(DENSITY, [[1, 0.0, 0.0]], "random")
+    chart = parse(projection_chart(DENSITY, [[0, 0.0, 0.0], [1, -99.0, 99.0]], "arm"))
+    exploration, signal = marks(chart, "symbol")
+    assert (exploration.get("fill"), signal.get("fill")) == ("var(--exploration)", "var(--signal)")
+    assert exploration.get("transform") == "translate(0,0)", "the upper left corner"
+    # A square for each that holds examples, the fullest the strongest; neighbours of one level are one mark.
+    strengths = [float(str(mark.get("opacity"))) for mark in marks(chart, "rect")]
+    assert max(strengths) == pytest.approx(0.505, abs=0.01)
+    width, height = (float(side) for side in re.findall(r"h([\d.]+)v([\d.]+)h", str(marks(chart, "rect")[0].get("d")))[0])
+    assert (width, height, len(strengths)) == (WIDTH / 2, HEIGHT / 2, 3)
+    row = {**DENSITY, "counts": [[5, 5, 0, 5]]}
+    assert len(marks(parse(projection_chart(row, [], "arm")), "rect")) == 2
+    only = parse(projection_chart(DENSITY, [[1, 0.0, 0.0]], "random"))
+    assert [mark.get("fill") for mark in marks(only, "symbol")] == ["var(--exploration)"]
 
 
 def test_a_page_without_figures_has_no_section(tmp_path: Path) -> None:
