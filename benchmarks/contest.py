@@ -18,6 +18,7 @@ import psutil
 
 REPEATS = 5
 SAMPLE_SECONDS = 0.02
+OUTPUTS = (":!benchmarks/RESULTS.md", ":!benchmarks/scale.jsonl")
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,12 @@ def versions() -> str:
 
 
 def commit() -> str:
-    """Return the commit the figures are of, with `+` where the tree differs from it."""
+    """Return the commit the figures are of, with `+` where the tree differs from it in more than what benchmarks write."""
     root = Path(__file__).resolve().parents[1]
     try:
         head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+        status = ["git", "status", "--porcelain", "--", ".", *OUTPUTS]
+        changed = subprocess.run(status, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -50,7 +50,7 @@ class Point:
 
 BASE = Point()
 SWEEPS: dict[str, list[Point]] = {
-    "rows": [replace(BASE, rows=rows) for rows in (10**4, 3 * 10**4, 10**5, 3 * 10**5, 10**6, 3 * 10**6)],
+    "rows": [replace(BASE, rows=rows) for rows in (10**4, 3 * 10**4, 10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7)],
     "shards": [replace(BASE, rows=40_000, shards=shards) for shards in (1, 3, 10, 30, 100, 300, 1000)],
     "proxies": [replace(BASE, proxies=proxies) for proxies in (1, 2, 4, 8, 16)],
     "classes": [replace(BASE, classes=classes) for classes in (2, 10, 30, 100, 300, 1000)],

@@ -33,7 +33,7 @@ MEAN_SECONDS = 0.04
 STRAGGLERS, STRAGGLER_SECONDS = 20, 4.0
 RESOURCES = Resources(cpus=1, gpus=1)
 SIZES = (10, 30, 100, 300, 1000, 3000, ITEMS)
-FINISHED = (("files", 10), ("files", 100), ("s3", 10), ("s3", 30), ("files", 1000))
+FINISHED = (("files", 10), ("files", 100), ("s3", 10), ("s3", 30), ("files", 1000), ("files", 10_000))
 
 
 @contextlib.contextmanager
