@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,7 +25,10 @@ OUTPUTS = (":!benchmarks/RESULTS.md", ":!benchmarks/scale.jsonl")
 
 @dataclass(frozen=True)
 class Run:
-    """Hold one measured run: its seconds, the peak MiB of its process tree, and the JSON it printed last, if any."""
+    """Hold one measured run: its seconds, the peak MiB of its process tree, and the JSON it printed last, if any.
+
+    The seconds of one that the kernel killed for memory are infinite.
+    """
 
     seconds: float
     peak_mib: float
@@ -72,8 +77,11 @@ def _tree_bytes(process: psutil.Process) -> int:
     return total
 
 
-def run_process(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Run:
-    """Run a command to its end and return what it took. Raises CalledProcessError with its output on a failure."""
+def run_process(argv: Sequence[str], environment: Mapping[str, str] | None = None, may_die: bool = False) -> Run:
+    """Run a command to its end and return what it took. Raises CalledProcessError with its output on a failure.
+
+    One that `may_die` is not a failure where the kernel kills it.
+    """
     start = time.perf_counter()
     child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})})
     peak = [0]
@@ -93,6 +101,8 @@ def run_process(argv: Sequence[str], environment: Mapping[str, str] | None = Non
     seconds = time.perf_counter() - start
     ended.set()
     watcher.join()
+    if may_die and child.returncode == -signal.SIGKILL:
+        return Run(math.inf, peak[0] / 2**20)
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, argv, out, err)
     said = None
@@ -104,9 +114,11 @@ def run_process(argv: Sequence[str], environment: Mapping[str, str] | None = Non
     return Run(seconds, peak[0] / 2**20, said)
 
 
-def run_python(code: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Run:
+def run_python(
+    code: str, *arguments: object, environment: Mapping[str, str] | None = None, may_die: bool = False
+) -> Run:
     """Run Python code in a process of its own."""
-    return run_process([sys.executable, "-c", code, *map(str, arguments)], environment)
+    return run_process([sys.executable, "-c", code, *map(str, arguments)], environment, may_die)
 
 
 def in_turn(
