@@ -4,8 +4,8 @@ What is merged is what a store holds: an index (id, position, split, label) and 
 deviation and the four proxies' scores), SHARD_ROWS rows a file, ids ascending and disjoint. Peers of two tables read the same
 files, join them on id and write the same columns of the same rows. Peers of five tables have the four proxies' scores apart, a
 table of one score each, as who scores without the stage has them, and write what the stage does less mean and deviation. Peers
-check no digest, sync no file, count no column and compare no seeds, as the stage does. Before each run its inputs are read, so
-that all find them in memory. Every way's rows are compared with every
+check no digest, count no column and compare no seeds, as the stage does. Every way ends with its rows synced to the disk; before
+each run the inputs are read, so that all find them in memory. Every way's rows are compared with every
 other's. Ours is timed from the stage's call to its seal, on workers that are up, as those of the score stage are in a run; the
 start-up of Ray and of these is reported beside.
 """
@@ -50,6 +50,13 @@ APART = tuple(f"{name}, five tables" for name in PEERS)
 
 OURS = "import sys; from benchmarks.merging import merge; merge(sys.argv[1], sys.argv[2])"
 
+# As the stage's parts are.
+SYNC = """
+import os
+file = os.open(out, os.O_RDONLY)
+os.fsync(file)
+"""
+
 DUCKDB = """
 import sys, duckdb
 index, *scores, out, spill = sys.argv[1:]
@@ -59,7 +66,7 @@ joins = " ".join(f"JOIN read_parquet('{folder}/*.parquet') s{at} USING (example_
 columns = ", ".join(f"s{at}.* EXCLUDE (example_id)" for at in range(len(scores)))
 c.execute(f"COPY (SELECT i.example_id, i.label, {columns} FROM read_parquet('{index}/*.parquet') i {joins} WHERE i.split = 0) "
           f"TO '{out}' (FORMAT parquet, COMPRESSION lz4_raw)")
-"""
+""" + SYNC
 
 POLARS = """
 import os, sys
@@ -70,7 +77,8 @@ joined = index.filter(pl.col("split") == 0).select("example_id", "label")
 for score in scores:
     joined = joined.join(score, on="example_id")
 joined.sink_parquet(sys.argv[-2], compression="lz4")
-"""
+out = sys.argv[-2]
+""" + SYNC
 
 POLARS_SORTED = POLARS.replace('/*.parquet")', '/*.parquet").set_sorted("example_id")')
 
