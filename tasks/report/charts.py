@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -183,21 +182,19 @@ def histogram_chart(low: float, high: float, counts: Sequence[int], marks: Seque
     axis = alt.Axis(tickCount=5, tickMinStep=1, format=",d")
     y = alt.Y("y:Q", title=None, axis=axis, scale=alt.Scale(type=kind, domain=[floor, ceiling], nice=False, zero=False))
     layers = [table_of(bins).mark_rect(fill="var(--bar)").encode(x=x, x2="x2:Q", y=y, y2="y2:Q")]
-    rows, last = [], [-math.inf, -math.inf]
+    # Numbers stand in as many rows as they need: neighbours closer than a number would lie on each other.
+    last: list[float] = []
     for value, label in sorted(marks):
         place = min(max(value, domain[0]), domain[1])
-        at = (place - domain[0]) / (domain[1] - domain[0]) * WIDTH
-        # Two rows of numbers, the less crowded first: neighbours closer than a number would overlap.
-        row = 0 if at - last[0] >= 20 else 1 if at - last[1] >= 20 else int(last[1] < last[0])
-        last[row] = at
-        rows.append({"x": place, "label": label, "row": row})
-    for row in (0, 1):
-        some = table_of([one for one in rows if one["row"] == row]).encode(x=x)
-        at_top = some.encode(y=alt.value(-9 - 17 * row))
+        at = (place - domain[0]) / (domain[1] - domain[0]) * (WIDTH - 40)
+        row = next((row for row, end in enumerate(last) if at - end >= 20), len(last))
+        last[row : row + 1] = [at]
+        height = alt.value(-9 - 17 * row)
+        mark = table_of([{"x": place, "label": label}]).encode(x=x)
         layers += [
-            some.mark_rule(color="var(--mark)", strokeWidth=1.5).encode(y=alt.value(-9 - 17 * row), y2=alt.value("height")),
-            at_top.mark_circle(size=260, opacity=1, color="var(--mark)"),
-            at_top.mark_text(fontSize=11, fontWeight=700, fill="var(--onmark)").encode(text="label:N"),
+            mark.mark_rule(color="var(--mark)", strokeWidth=1.5).encode(y=height, y2=alt.value("height")),
+            mark.mark_circle(size=260, opacity=1, color="var(--mark)").encode(y=height),
+            mark.mark_text(fontSize=11, fontWeight=700, fill="var(--onmark)").encode(y=height, text="label:N"),
         ]
     return drawing(alt.layer(*layers).properties(width=WIDTH - 40, height=180), f"Histogram of {name}")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import altair as alt
 
-from tasks.report.vega import SERIES_LIGHT, WIDTH, Drawable, drawing, figure, fitted, table_of, width_of
+from tasks.report.vega import SERIES_LIGHT, WIDTH, Drawable, Rows, drawing, figure, fitted, table_of, width_of
 from tasks.report.wording import count
 
 FIGURE = "curves.svg"
@@ -18,8 +18,9 @@ WIDE = 700
 MOST_ARMS = len(SERIES_LIGHT)
 """Beside random and the full data in one panel: as many as there are colours."""
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
-# Errors, in %, at which accuracies are marked.
-_ERRORS = tuple(factor * 10.0**power for power in (1, 0, -1, -2) for factor in (10, 5, 2))
+# Errors at which accuracies are marked, in % over powers of ten: of the ladders the first that has three marks or more.
+_LADDERS = ((10, 5, 2), (10, 9, 8, 7, 6, 5, 4, 3, 2), tuple(step / 10 for step in range(100, 10, -1)))
+MOST_MARKS = 7
 AXIS = "test accuracy, %, spaced by the logarithm of the error"
 
 Arm = Mapping[str, Any]
@@ -117,7 +118,7 @@ def _panel(curves: Sequence[Curve], results: Mapping[str, Any], width: int) -> D
     bars = table_of([row for row in rows if "low" in row]).mark_rule(strokeWidth=1.6, opacity=0.8)
     layers = [
         bars.encode(x=base.encoding.x, y=axis.y("low"), y2="high:Q", color=entries.colour()),
-        base.mark_line(strokeWidth=1.8).encode(y=axis.y("y"), color=entries.colour(), strokeDash=entries.dash()),
+        *entries.lines(rows, base.encoding.x, axis.y("y")),
         base.mark_point(size=55, filled=True, opacity=1).encode(y=axis.y("y"), color=entries.colour(), shape=entries.shape()),
     ]
     return alt.layer(*layers).properties(width=width, height=round(0.56 * width))
@@ -140,23 +141,34 @@ class ErrorAxis:
         """Return where an accuracy is, at the end of the axis where it is beyond."""
         return min(max(self._error(accuracy), self.low), self.high)
 
+    def marks(self) -> list[float]:
+        """Return places of round accuracies, ascending: about MOST_MARKS at most, three or more where errors differ by tenths."""
+        found: list[float] = []
+        for ladder in _LADDERS:
+            every = (-math.log10(factor * 10.0**power) for power in range(1, -5, -1) for factor in ladder)
+            found = [place for place in every if self.low <= place <= self.high]
+            if len(found) > 2:
+                break
+        return found[:: -(-len(found) // MOST_MARKS)] if found else found
+
     def y(self, field: str) -> alt.Y:
         """Return the axis of a field of places."""
-        marked = [-math.log10(value) for value in _ERRORS if self.low <= -math.log10(value) <= self.high]
-        axis = alt.Axis(values=marked, labelExpr="format(100 - pow(10, -datum.value), '.5~g')", titleAnchor="start", titleAngle=0,
-                        titleAlign="left", titleY=-10, titleX=-26)  # fmt: skip
+        label = "format(100 - pow(10, -datum.value), '.5~g')"
+        title: dict[str, Any] = {"titleAnchor": "start", "titleAngle": 0, "titleAlign": "left", "titleY": -10, "titleX": -26}
+        axis = alt.Axis(values=self.marks(), labelExpr=label, **title)
         return alt.Y(f"{field}:Q", title=AXIS, axis=axis, scale=alt.Scale(domain=[self.low, self.high], nice=False, zero=False))
 
 
 class Entries:
-    """Tell arms apart by colour, shape and dashes, from the rows' field `order`: the place of an arm in (name, colour) pairs."""
+    """Tell arms apart by colour and shape, from the rows' field `order`: the place of an arm in (name, colour) pairs."""
 
     def __init__(self, entries: Sequence[tuple[str, str]], width: int) -> None:
         self.entries = entries
         self.order = list(range(len(entries)))
-        room = width / 2 - 40
-        names = json.dumps({str(order): fitted(name, room) for order, (name, _) in enumerate(entries)})
-        columns = max(2, int(width // max(width_of(fitted(name, room)) + 40 for name, _ in entries)))
+        # Names differ in their middle, where score and parameters stand: only what is wider than the chart is cut.
+        widest = max(width_of(name) for name, _ in entries)
+        columns = max(1, int(width // (widest + 40)))
+        names = json.dumps({str(order): fitted(name, width / columns - 40) for order, (name, _) in enumerate(entries)})
         self.legend = alt.Legend(title=None, columns=columns, labelExpr=f"{names}[datum.value]")
 
     def colour(self) -> alt.Color:
@@ -169,10 +181,17 @@ class Entries:
         scale = alt.Scale(domain=self.order, range=[SHAPES[order % len(SHAPES)] for order in self.order])
         return alt.Shape("order:N", scale=scale, legend=self.legend)
 
-    def dash(self) -> alt.StrokeDash:
-        """Return the dashes of random and of the full data; the others' lines are whole."""
-        said = [[7, 4] if colour in ("random", "full") else [1, 0] for _, colour in self.entries]
-        return alt.StrokeDash("order:N", scale=alt.Scale(domain=self.order, range=said), legend=None)
+    def lines(self, rows: Rows, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+        """Return the lines through the rows: random's and the full data's are dashed."""
+        dashed = {order for order, (_, colour) in enumerate(self.entries) if colour in ("random", "full")}
+        out = []
+        # As a channel of its own the dashes would be drawn around the legend's symbols too.
+        for dash, wanted in (([7, 4], True), ([1, 0], False)):
+            some = [row for row in rows if (row["order"] in dashed) == wanted]
+            if some:
+                line = table_of(some).mark_line(strokeWidth=1.8, strokeDash=dash)
+                out.append(line.encode(x=x, y=y, color=self.colour()))
+        return out
 
 
 def _label(curves: Sequence[Curve]) -> str:

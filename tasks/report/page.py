@@ -68,8 +68,7 @@ def _head(results: Mapping[str, Any]) -> str:
     slice_note = "".join(
         f'<p class="slice"><strong>{escape(note)}</strong></p>' for note in results["notes"] if note.startswith("Slice")
     )
-    leads = [escape(said).replace(" %", "&nbsp;%") for said in sentences(results) or [results["headline"]]]
-    lead = "".join(f'<p class="lead">{said}</p>' for said in leads)
+    lead = "".join(f'<p class="lead">{escape(said)}</p>' for said in sentences(results) or [results["headline"]])
     return (
         f'<header><h1>Run {escape(str(results["run"]))}</h1>{lead}'
         f'<p class="facts">{escape(facts)}</p>{slice_note}</header>'

@@ -15,7 +15,7 @@ h1{font-size:1.05rem;margin:0;color:var(--soft);font-weight:600;overflow-wrap:an
 h2{font-size:1.3rem;margin:2.4rem 0 .5rem;line-height:1.3}
 h3{font-size:1rem;margin:0 0 .4rem;overflow-wrap:anywhere}
 p{margin:.4rem 0;max-width:76ch;overflow-wrap:anywhere}
-.lead{font-size:1.65rem;line-height:1.3;font-weight:650;margin:.3rem 0 .8rem;max-width:46ch}
+.lead{font-size:1.65rem;line-height:1.3;font-weight:650;margin:.3rem 0 .8rem;max-width:52ch}
 .facts,.caption{color:var(--soft);font-size:.9rem}
 .slice{border-left:4px solid var(--undecided);background:var(--card);padding:.6rem .9rem;margin:1rem 0}
 ul{margin:.5rem 0;padding-left:1.2rem;max-width:80ch}li{margin:.25rem 0;overflow-wrap:anywhere}
@@ -58,5 +58,11 @@ dt{font-weight:600}dd{margin:0}
 @media (max-width:600px){main{padding:18px 14px 40px}.lead{font-size:1.35rem}dl{grid-template-columns:1fr;gap:.1rem}
 dd{margin-bottom:.6rem}.card{padding:10px 8px 8px}}
 svg text{paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}svg text[fill="var(--onmark)"]{stroke:none}
-@media print{body{font-size:12px}.card,table{break-inside:avoid}pre{max-height:none}}
+@page{size:A4 landscape;margin:11mm}
+@media print{body{font-size:11px}main{max-width:none;padding:0}.lead{font-size:1.5rem;max-width:none}p,ul{max-width:none}
+h2,h3,summary{break-after:avoid}.card,tr{break-inside:avoid}.cards{grid-template-columns:repeat(2,1fr)}
+pre{max-height:none;white-space:pre-wrap}
+.scroll{overflow:visible;background:none;border:0}.scroll table{font-size:7.5px}.scroll th,.scroll td{padding:2px 3px;
+white-space:normal;min-width:0;max-width:none}td.why{min-width:14rem}
+details::details-content{content-visibility:visible;display:block;block-size:auto}}
 """

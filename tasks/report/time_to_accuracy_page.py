@@ -125,7 +125,7 @@ def time_chart(drawn: Sequence[Drawn], trainings: int, target: float | None, sha
     entries = Entries([(name, colour) for name, colour, _ in drawn], WIDTH)
     last = [row for row, after in zip(rows, [*rows[1:], {"order": -1}]) if row["order"] != after["order"]]
     layers = [
-        table_of(rows).mark_line(strokeWidth=1.8).encode(x=x, y=y, color=entries.colour(), strokeDash=entries.dash()),
+        *entries.lines(rows, x, y),
         table_of(last).mark_point(size=55, filled=True, opacity=1).encode(
             x=x, y=y, color=entries.colour(), shape=entries.shape()
         ),

@@ -211,7 +211,7 @@ def _finding(results: Mapping[str, Any]) -> str:
         row = rows[0]
         return (
             f"At keep {percent(row['keep'])}, {row['arm']} is {_against(row['verdict'])}: "
-            f"{signed(row['mean_difference'])} points."
+            f"{signed(row['mean_difference'])} points{_evidence(row)}."
         )
     tally = {verdict: [row for row in rows if row["verdict"] == verdict] for verdict in VERDICTS}
     better = tally["better"]
@@ -219,11 +219,22 @@ def _finding(results: Mapping[str, Any]) -> str:
         start = f"No pruned arm was shown to beat random in {len(rows)} comparisons"
         rest = [f"{len(group)} {name}" for name, group in tally.items() if group]
         return f"{start}: {listed(rest)}."
-    keeps = sorted({row["keep"] for row in better})
-    at = listed([percent(keep) for keep in keeps])
     rest = [f"{len(group)} {name}" for name, group in tally.items() if group and name != "better"]
-    text = f"{len(better)} of {len(rows)} pruned arms beat random, at keep {at}"
-    return f"{text}; {listed(rest)}." if rest else f"{text}."
+    others = f" ({listed(rest)})" if rest else ""
+    fresh = {(arm["name"], arm["keep"]) for arm in results["arms"] if arm["protocol"] in ("rs2", "rotate")}
+    most = []
+    for keep in sorted({row["keep"] for row in better}):
+        best = max((row for row in better if row["keep"] == keep), key=lambda row: float(row["mean_difference"]))
+        drawn = ", drawn anew every epoch," if (best["arm"], keep) in fresh else ""
+        most.append(f"at keep {percent(keep)} {best['arm']}{drawn} by {best['mean_difference']:.2f} points{_evidence(best)}")
+    arms = len({row["arm"] for row in rows})
+    start = f"{plural(arms, 'arm')} {'were' if arms > 1 else 'was'} compared with random"
+    return f"{start}: better in {len(better)} of {len(rows)} comparisons{others}, most {'; '.join(most)}."
+
+
+def _evidence(row: Mapping[str, Any]) -> str:
+    interval = "no interval" if row["ci95"] is None else f"95 % interval {row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}"
+    return f" ({interval}, {plural(row['replicates'], 'replicate')}, this test set)"
 
 
 def causes_text(causes: Mapping[str, int]) -> str:

@@ -58,6 +58,19 @@ def test_accuracies_are_spaced_by_the_logarithm_of_the_error() -> None:
     assert first - second == pytest.approx(second - third, abs=0.1), "20 %, 10 % and 5 % of errors are equally apart"
 
 
+@pytest.mark.parametrize("values", [[81, 84, 88], [60, 70, 78], [96, 97], [99.2, 99.4], [12, 45], [0, 100], [50, 50],
+                                    [99.99, 100.0]])
+def test_every_axis_has_marks(values: list[float]) -> None:
+    axis = ErrorAxis(values, 10_000)
+    marked = axis.marks()
+    assert 3 <= len(marked) <= 8 and marked == sorted(marked) and axis.low <= marked[0] and marked[-1] <= axis.high
+
+
+def test_names_that_differ_in_their_middle_are_different_in_the_legend() -> None:
+    names = [f"prototype_band el2n beta={beta} width=0.2" for beta in (0.02, 0.1, 0.3)]
+    assert set(names) <= set(words(figure(results({"random": [80, 90, 95]} | {name: [80, 90, 96] for name in names}))))
+
+
 def test_equal_accuracies_and_missing_intervals_are_drawn() -> None:
     found = results({"random": [100, 100, 100]})
     for arm in found["arms"]:

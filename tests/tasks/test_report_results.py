@@ -99,7 +99,12 @@ def test_every_keep_is_compared_with_its_own_random_and_full_with_each(store: St
         for row in rows:
             means = {arm["name"]: arm["mean"] for arm in results["arms"] if arm["keep"] == keep}
             assert row["mean_difference"] == pytest.approx(means[row["arm"]] - means["random"], abs=1e-6)
-    assert results["headline"].startswith("3 of 12 pruned arms beat random, at keep 10 %")
+    row = max((row for row in results["comparisons"] if row["verdict"] == "better" and row["arm"] != "full"),
+              key=lambda row: row["mean_difference"])  # fmt: skip
+    low, high = row["ci95"]
+    assert results["headline"].startswith("4 arms were compared with random: better in 3 of 12 comparisons (")
+    said = f"most at keep 10 % {row['arm']} by {row['mean_difference']:.2f} points (95 % interval {low:.2f} to {high:.2f}, "
+    assert said in results["headline"] and "replicates, this test set)" in results["headline"]
     assert any("choose on validation" in note for note in results["notes"])
 
 
