@@ -60,7 +60,7 @@ dd{margin-bottom:.6rem}.card{padding:10px 8px 8px}}
 svg text{paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}svg text[fill="var(--onmark)"]{stroke:none}
 @page{size:A4 landscape;margin:11mm}
 @media print{body{font-size:11px}main{max-width:none;padding:0}.lead{font-size:1.5rem;max-width:none}p,ul{max-width:none}
-h2,h3,summary{break-after:avoid}.card,tr{break-inside:avoid}.cards{grid-template-columns:repeat(2,1fr)}
+h2,h3,summary,section>p,section>.key{break-after:avoid}.card,tr{break-inside:avoid}.cards{grid-template-columns:repeat(2,1fr)}
 pre{max-height:none;white-space:pre-wrap}
 .scroll{overflow:visible;background:none;border:0}.scroll table{font-size:7.5px}.scroll th,.scroll td{padding:2px 3px;
 white-space:normal;min-width:0;max-width:none}td.why{min-width:14rem}

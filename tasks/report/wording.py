@@ -222,14 +222,16 @@ def _finding(results: Mapping[str, Any]) -> str:
     rest = [f"{len(group)} {name}" for name, group in tally.items() if group and name != "better"]
     others = f" ({listed(rest)})" if rest else ""
     fresh = {(arm["name"], arm["keep"]) for arm in results["arms"] if arm["protocol"] in ("rs2", "rotate")}
-    most = []
+    most, replicates = [], set()
     for keep in sorted({row["keep"] for row in better}):
         best = max((row for row in better if row["keep"] == keep), key=lambda row: float(row["mean_difference"]))
+        replicates.add(best["replicates"])
         drawn = ", drawn anew every epoch," if (best["arm"], keep) in fresh else ""
-        most.append(f"at keep {percent(keep)} {best['arm']}{drawn} by {best['mean_difference']:.2f} points{_evidence(best)}")
+        most.append(f"at keep {percent(keep)} {best['arm']}{drawn} by {best['mean_difference']:.2f} {bounds(best['ci95'])}")
     arms = len({row["arm"] for row in rows})
     start = f"{plural(arms, 'arm')} {'were' if arms > 1 else 'was'} compared with random"
-    return f"{start}: better in {len(better)} of {len(rows)} comparisons{others}, most {'; '.join(most)}."
+    evidence = f"points with 95 % intervals, {'–'.join(str(one) for one in sorted(replicates))} replicates, this test set"
+    return f"{start}: better in {len(better)} of {len(rows)} comparisons{others}, most {'; '.join(most)} ({evidence})."
 
 
 def _evidence(row: Mapping[str, Any]) -> str:

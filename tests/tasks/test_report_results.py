@@ -103,8 +103,9 @@ def test_every_keep_is_compared_with_its_own_random_and_full_with_each(store: St
               key=lambda row: row["mean_difference"])  # fmt: skip
     low, high = row["ci95"]
     assert results["headline"].startswith("4 arms were compared with random: better in 3 of 12 comparisons (")
-    said = f"most at keep 10 % {row['arm']} by {row['mean_difference']:.2f} points (95 % interval {low:.2f} to {high:.2f}, "
-    assert said in results["headline"] and "replicates, this test set)" in results["headline"]
+    found = f"{row['arm']} by {row['mean_difference']:.2f} [{low:+.2f}, {high:+.2f}]"
+    said = f"most at keep 10 % {found} (points with 95 % intervals, "
+    assert said in results["headline"] and results["headline"].endswith("replicates, this test set).")
     assert any("choose on validation" in note for note in results["notes"])
 
 
