@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# C0 and C1, line and paragraph separators, what changes the direction of the text around it, lone surrogates.
-_OBEYED = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+# C0 and C1, line and paragraph separators, what changes the direction of the text around it, lone surrogates, and the two of
+# this plane that are no characters, which XML does not have.
+_OBEYED = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff"
 _IN_TEXT, _IN_NAMES = re.compile(f"[{_OBEYED}]"), re.compile(f"[\t\n{_OBEYED}]")
 
 

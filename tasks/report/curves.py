@@ -10,6 +10,7 @@ from typing import Any
 
 import altair as alt
 
+from cluster.control_characters import show_controls
 from tasks.report.vega import SERIES_LIGHT, WIDTH, Drawable, Rows, drawing, figure, fitted, table_of, width_of
 from tasks.report.wording import count
 
@@ -166,9 +167,9 @@ class Entries:
         self.entries = entries
         self.order = list(range(len(entries)))
         # Names differ in their middle, where score and parameters stand: only what is wider than the chart is cut.
-        widest = max(width_of(name) for name, _ in entries)
-        columns = max(1, int(width // (widest + 40)))
-        names = json.dumps({str(order): fitted(name, width / columns - 40) for order, (name, _) in enumerate(entries)})
+        shown = [show_controls(name) for name, _ in entries]
+        columns = max(1, int(width // (max(map(width_of, shown)) + 40)))
+        names = json.dumps({str(order): fitted(name, width / columns - 39) for order, name in enumerate(shown)})
         self.legend = alt.Legend(title=None, columns=columns, labelExpr=f"{names}[datum.value]")
 
     def colour(self) -> alt.Color:

@@ -10,6 +10,8 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from cluster.control_characters import show_controls, show_controls_in
+
 WIDTH = 416
 FONT = 12
 # Mean width of a character of a sans-serif face over its size, on the wide side so that nothing is cut.
@@ -68,7 +70,8 @@ def drawing(chart: Drawable, label: str) -> str:
     """Return a chart as an SVG element of the page: it scales down with its place; `label` is for those who cannot see it."""
     (width, height), body = _drawn(chart, {})
     style = f"max-width:{1.15 * width:.0f}px"
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" style="{style}"><title>{escape(clean(label))}</title>{body}</svg>'
+    title = f"<title>{escape(show_controls(label))}</title>"
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" style="{style}">{title}{body}</svg>'
 
 
 def figure(chart: Drawable, label: str) -> str:
@@ -76,32 +79,19 @@ def figure(chart: Drawable, label: str) -> str:
     (width, height), body = _drawn(chart, {"background": "var(--card)", "padding": 16})
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
-        f'role="img"><title>{escape(clean(label))}</title><style>{escape(_ALONE, quote=False)}</style>{body}</svg>\n'
+        f'role="img"><title>{escape(show_controls(label))}</title><style>{escape(_ALONE, quote=False)}</style>{body}</svg>\n'
     )
 
 
 def _drawn(chart: Drawable, config: Mapping[str, Any]) -> tuple[tuple[float, float], str]:
     """Return the size of a chart, and what is inside its SVG element."""
-    spec = _clean({**chart.to_dict(), "config": {**_CONFIG, **config}})
+    # A control character in a text ends vl-convert, and this process with it: no exception crosses from Rust.
+    spec = show_controls_in({**chart.to_dict(), "config": {**_CONFIG, **config}})
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     text = vl_convert.vegalite_to_svg(spec, vl_version=version)
     found = re.match(r'<svg [^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>(.*)</svg>$', text, re.S)
     assert found is not None, f"SVG of an unknown form: {text[:200]}"
     return (float(found[1]), float(found[2])), re.sub(r"<[^>]*>", _rounded, found[3])
-
-
-def _clean(value: Any) -> Any:
-    """Return a specification with every text cleaned."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, Mapping):
-        return {name: _clean(inner) for name, inner in value.items()}
-    return [_clean(inner) for inner in value] if isinstance(value, list) else value
-
-
-def clean(words: str) -> str:
-    """Return a text without what XML does not have, in whose place is a mark: a control character in a name ends vl-convert."""
-    return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", words)
 
 
 def _rounded(tag: re.Match[str]) -> str:
@@ -115,8 +105,8 @@ def width_of(words: str) -> float:
 
 
 def fitted(words: str, width: float) -> str:
-    """Return the text, cleaned, its middle replaced by an ellipsis where it is wider than `width`."""
-    words = clean(words)
+    """Return the text, control characters shown, its middle replaced by an ellipsis where it is wider than `width`."""
+    words = show_controls(words)
     most = max(int(width / ((FONT + 1) * CHARACTER)), 4)
     if len(words) <= most:
         return words
