@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from textwrap import fill
@@ -65,8 +65,8 @@ class Described(Protocol):
         ...
 
 
-def write_table(out: Path, work: Path, cells: Mapping[str, Described]) -> None:
-    """Write the page from the results in `work`; what is not there is named as not run."""
+def write_table(out: Path, work: Path, cells: Mapping[str, Described], more: Sequence[str] = ()) -> None:
+    """Write the page from the results in `work`; what is not there is named as not run, and so is `more`."""
     times = _times(work)
     parts: list[str] = []
     missing: list[str] = []
@@ -97,7 +97,7 @@ def write_table(out: Path, work: Path, cells: Mapping[str, Described]) -> None:
         f"{spent / 60:.0f} minutes."
     )
     text = HEAD.format(facts=fill(facts, WIDTH)) + "\n".join(parts)
-    text += "\n## Not run\n\n" + ("\n".join(f"- {line}" for line in missing) if missing else "Nothing.") + "\n"
+    text += "\n## Not run\n\n" + ("\n".join(f"- {line}" for line in (*missing, *more)) or "Nothing.") + "\n"
     out.write_text(text)
 
 

@@ -30,7 +30,7 @@ from tasks.samplers.registry import protocol_info
 
 HEAD = (
     "cell", "keep", "candidates", "answer", "confirmation on test, points", "hindsight best, split-half", "regret",
-    "full trainings",
+    "full trainings", "distinct examples touched",
 )  # fmt: skip
 
 
@@ -46,12 +46,11 @@ def policy_config(sweep: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "name": f"policy_{sweep['name']}", "policy": {"family": lines}, "train": train}
 
 
-def run_cell(work: Path, cell: str, store: str) -> dict[str, Any]:
-    """Run the race of a cell, or find it finished, and return its results."""
-    path = work / f"policy_{cell}.yaml"
-    sweep = yaml.safe_load((work / f"{cell}.yaml").read_text())
-    path.write_text(yaml.safe_dump(policy_config(sweep), sort_keys=False))
-    command = [sys.executable, "-m", "flows.cli", "run", str(path), "--store", store, "--json"]
+def run_race(work: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Run the race of a configuration, or find it finished in the store of `work`, and return its results."""
+    path = work / f"{config['name']}.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    command = [sys.executable, "-m", "flows.cli", "run", str(path), "--store", str(work / "store"), "--json"]
     return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
 
 
@@ -61,25 +60,30 @@ def gains(cell: dict[str, Any], keep: float, candidates: Sequence[str]) -> np.nd
     return np.stack([arms[name] - arms[RANDOM] for name in (RANDOM, *candidates) if name in arms])
 
 
-def rows(work: Path, cells: Sequence[str], store: str) -> Iterator[list[Any]]:
-    """Yield a row for each cell and keep: texts, regret, and whether the answer is non-inferior, None where it is not judged."""
+def rows(work: Path, cells: Sequence[str]) -> Iterator[list[Any]]:
+    """Yield a row for each cell and keep, as `row_of` does."""
     for cell in cells:
-        results, sweep = run_cell(work, cell, store), json.loads((work / f"{cell}.json").read_text())
+        config = policy_config(yaml.safe_load((work / f"{cell}.yaml").read_text()))
+        results, sweep = run_race(work, config), json.loads((work / f"{cell}.json").read_text())
         for entry in results["policy"]["keeps"]:
             table = gains(sweep, entry["keep"], list(entry["candidates"]))
-            best = hindsight_best(table).split_half
-            confirmed = entry["confirmation"]
-            gain = confirmed["mean_difference"] if entry["answer"] != RANDOM else 0.0
-            safe = non_inferior(entry["answer"], entry["keep"], results["comparisons"])
-            said = "none above random on validation"
-            if confirmed is not None:
-                low, high = confirmed["ci95"]
-                said = f"{entry['winner']}: {confirmed['mean_difference']:+.2f} [{low:+.2f}, {high:+.2f}], {confirmed['verdict']}"
-            texts = [
-                cell.removeprefix("cells_"), f"{entry['keep']:g}", str(len(table) - 1), entry["answer"], said, f"{best:+.2f}",
-                f"{best - gain:+.2f}", f"{entry['costs']['full_trainings']:.1f}",
-            ]  # fmt: skip
-            yield [texts, best - gain, safe]
+            yield row_of(cell.removeprefix("cells_"), entry, results, hindsight_best(table).split_half)
+
+
+def row_of(cell: str, entry: dict[str, Any], results: dict[str, Any], best: float) -> list[Any]:
+    """Return one keep of a race: texts, regret, and whether the answer is non-inferior, None where it is not judged."""
+    touched = {(arm["name"], arm["keep"]): arm["examples_touched"] for arm in results["arms"]}
+    confirmed = entry["confirmation"]
+    gain = confirmed["mean_difference"] if entry["answer"] != RANDOM else 0.0
+    said = "none above random on validation"
+    if confirmed is not None:
+        low, high = confirmed["ci95"]
+        said = f"{entry['winner']}: {confirmed['mean_difference']:+.2f} [{low:+.2f}, {high:+.2f}], {confirmed['verdict']}"
+    texts = [
+        cell, f"{entry['keep']:g}", str(len(entry["candidates"])), entry["answer"], said, f"{best:+.2f}", f"{best - gain:+.2f}",
+        f"{entry['costs']['full_trainings']:.1f}", f"{touched[entry['answer'], entry['keep']]:,}",
+    ]  # fmt: skip
+    return [texts, best - gain, non_inferior(entry["answer"], entry["keep"], results["comparisons"])]
 
 
 def non_inferior(answer: str, keep: float, comparisons: Sequence[dict[str, Any]]) -> bool | None:
@@ -107,20 +111,24 @@ def summary(found: Sequence[Sequence[Any]]) -> str:
     )
 
 
+def print_table(found: Iterator[list[Any]]) -> None:
+    """Print a row for each cell and keep as it comes, and what they come to."""
+    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
+    kept = []
+    for row in found:
+        print(f"| {' | '.join(row[0])} |", flush=True)
+        kept.append(row)
+    print(f"\n{summary(kept)}")
+
+
 def main() -> None:
-    """Print a row for each cell and keep, and what they come to."""
+    """Race over the arms of the cells in a folder and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--cells", default="")
     options = parser.parse_args()
-    work: Path = options.work
-    cells = options.cells.split(",") if options.cells else sorted(path.stem for path in work.glob("cells_*.json"))
-    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
-    found = []
-    for row in rows(work, cells, str(work / "store")):
-        print(f"| {' | '.join(row[0])} |", flush=True)
-        found.append(row)
-    print(f"\n{summary(found)}")
+    cells = options.cells.split(",") if options.cells else sorted(path.stem for path in options.work.glob("cells_*.json"))
+    print_table(rows(options.work, cells))
 
 
 if __name__ == "__main__":

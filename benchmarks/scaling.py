@@ -41,7 +41,8 @@ HEAD = """# Scaling laws on trained models
 `python -m benchmarks.scaling`, {seconds:.0f} s on {cores} cores that had other work too. MNIST-1D, one draw of {rows:,} rows cut
 to six nested sizes, the same 50,000 test examples for all; MLP 40-256-10, EL2N from three proxies of 4 epochs at each size; five
 paired replicates, each a new selection and a new training of 5 epochs of batch 64, at least 400 steps. Errors are on the test
-set, in %, means over replicates. `n` is the train split that is selected from; keep n examples are trained on.
+set, in %: the mean over replicates, ± half its 95 % interval by t. `n` is the train split that is selected from; keep n examples
+are trained on, and no others are touched.
 
 ![Test error against the size of the data at keep 0.1 and 0.3, log-log](../docs/figures/scaling.svg)
 """
@@ -50,7 +51,8 @@ FITS = """
 ## The fits
 
 `err = a + b n^-c` over n at a fixed keep (`tasks/scaling.py`: residuals relative to the error, bootstrap in two levels).
-`a` is in %. "Against random" is the difference of c with its interval, replicates drawn together.
+`a` is in %. "Against random" is the difference of c with its interval, replicates drawn together. Where no law is identified,
+a and c mean nothing and are left out.
 
 | keep | arm | a | c | fit | against random |
 |---|---|---|---|---|---|
@@ -124,12 +126,14 @@ def tables(found: Sequence[dict[str, Any]]) -> tuple[list[int], dict[tuple[float
 def write(found: Sequence[dict[str, Any]], out: Path, drawing: Path, cores: int) -> None:
     """Fit, write the page and draw the figure."""
     sizes, errors = tables(found)
+    touched = touched_by_all(found)
     fits = {key: fit_scaling(sizes, table) for key, table in errors.items()}
     text = HEAD.format(seconds=sum(results["seconds"] for results in found), cores=cores, rows=ROWS)
     for keep in KEEPS:
         text += f"\n| keep {keep:g} | " + " | ".join(f"n = {size:,}" for size in sizes) + " |\n|---|" + "---|" * len(sizes) + "\n"
+        text += "| distinct examples touched | " + " | ".join(f"{touched[keep, size]:,}" for size in sizes) + " |\n"
         for said in ARMS:
-            text += f"| {said} | " + " | ".join(f"{mean:.2f}" for mean in errors[keep, said].mean(axis=1)) + " |\n"
+            text += f"| {said} | " + " | ".join(_mean(row) for row in errors[keep, said]) + " |\n"
     text += FITS
     for (keep, said), fit in fits.items():
         against = "" if said == "random" else _against(slope_difference(sizes, errors[keep, said], errors[keep, "random"]))
@@ -142,15 +146,32 @@ def write(found: Sequence[dict[str, Any]], out: Path, drawing: Path, cores: int)
     drawing.write_text(draw(sizes, errors, fits))
 
 
+def touched_by_all(found: Sequence[dict[str, Any]]) -> dict[tuple[float, int], int]:
+    """Return the distinct examples that every arm touches, by (keep, n): subsets are fixed and of one size."""
+    out = {}
+    for results, keep in itertools.product(found, KEEPS):
+        counts = {arm["examples_touched"] for arm in results["arms"] if arm["keep"] == keep}
+        (out[keep, int(results["dataset"]["n_train"])],) = counts
+    return out
+
+
+def _mean(replicates: F64) -> str:
+    low, high = mean_interval(replicates) or (0.0, 0.0)
+    return f"{replicates.mean():.2f} ± {(high - low) / 2:.2f}"
+
+
 def _law(fit: Scaling) -> str:
+    if not fit.identified:
+        return f"– | – | not identified: {fit.reason}"
     a, c = (f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, (low, high) in ((fit.a, fit.a_ci95), (fit.c, fit.c_ci95)))
-    return f"{a} | {c} | {'identified' if fit.identified else f'not identified: {fit.reason}'}"
+    return f"{a} | {c} | identified"
 
 
 def _against(found: SlopeDifference) -> str:
+    if found.finding == "not identified":
+        return f"not identified ({found.reason.split(':')[0]})"
     low, high = found.ci95
-    said = found.finding + (f" ({found.reason.split(':')[0]})" if found.finding == "not identified" else "")
-    return f"{found.difference:+.2f} [{low:+.2f}, {high:+.2f}] {said}"
+    return f"{found.difference:+.2f} [{low:+.2f}, {high:+.2f}] {found.finding}"
 
 
 def _envelopes(sizes: Sequence[int], errors: dict[tuple[float, str], F64], said: str) -> list[tuple[str, str]]:

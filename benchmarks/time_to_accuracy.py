@@ -1,9 +1,10 @@
 """When does each arm reach which accuracy, scoring and search included? `python -m benchmarks.time_to_accuracy --work DIR`.
 
 MNIST, MLP 784-256-10, at keep 0.03 and 0.10: random, a fresh random subset every epoch (rs2), random with soft labels from the
-full-data model, approximate, prototype_band, the full data at equal steps and on its own schedule; five paired replicates, each
-evaluated at thirty points. Two runs of `secateur run` on one store: they share proxies, scores and the full data's own schedule.
-A run that was stopped goes on; one that is whole is read. MNIST's folder is $MNIST. Prints Markdown.
+full-data model, approximate, prototype_band, the full data at equal steps and on its own schedule; ten paired replicates, each
+evaluated at thirty points. Then a race of the default family at both keeps, whose winner is charged with the search. Three runs
+of `secateur run` on one store: they share proxies, scores and the full data's own schedule. A run that was stopped goes on; one
+that is whole is read. MNIST's folder is $MNIST. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import yaml
 
-POINTS, REPLICATES = 30, 5
+POINTS, REPLICATES = 30, 10
 # The shares of prototype_band that cells.md has best at each keep.
 BANDS = {0.03: {"beta": 0.02, "width": 0.08}, 0.1: {"beta": 0.02, "width": 0.4}}
 MODEL = {"use": "mlp", "args": {"hidden": [256]}}
@@ -49,24 +50,33 @@ def config(keep: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(keep: float, work: Path) -> dict[str, Any]:
-    """Run one keep to its end, or read what there is, and return results.json; how long it took goes to standard error."""
-    path = work / f"{config(keep)['name']}.yaml"
-    path.write_text(yaml.safe_dump(config(keep), sort_keys=False))
+def search_config() -> dict[str, Any]:
+    """Return the configuration of the race at both keeps: data, proxies and training as where the arms are named."""
+    named = config(min(BANDS))
+    train = {name: value for name, value in named["train"].items() if name not in ("replicates", "soft_labels", "own_schedule")}
+    return {**named, "name": "time_search", "policy": "auto", "select": {"keep": list(BANDS)}, "train": train}
+
+
+def run(body: Mapping[str, Any], work: Path) -> dict[str, Any]:
+    """Run a configuration to its end, or read what there is, and return results.json; the time it took goes to standard error."""
+    path = work / f"{body['name']}.yaml"
+    path.write_text(yaml.safe_dump(dict(body), sort_keys=False))
     command = [sys.executable, "-m", "flows.cli", "run", str(path), "--store", str(work / "store"), "--json"]
     start = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    print(f"keep {keep:g}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    print(f"{body['name']}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     results: dict[str, Any] = json.loads(done.stdout)
     return results
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Return the table of one keep: an arm a row, for each share its own steps, those with all costs, and the seconds."""
-    found = results["time_to_accuracy"]
-    (entry,) = found["keeps"]
-    many = found["many"]
-    accuracy = {arm["name"]: (arm["mean"], arm["ci95"]) for arm in results["arms"]}
+def tables(results: Mapping[str, Any]) -> str:
+    """Return a table for each keep: an arm a row, for each share its own steps, those with all costs, and the seconds."""
+    return "\n\n".join(_table(results, entry) for entry in results["time_to_accuracy"]["keeps"])
+
+
+def _table(results: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    many = results["time_to_accuracy"]["many"]
+    accuracy = {arm["name"]: (arm["mean"], arm["ci95"]) for arm in results["arms"] if arm["keep"] == entry["keep"]}
     heads = ["arm", "touched", "accuracy at the end, %", "paid before, steps"]
     heads += [f"{100 * one['share']:g} % ({one['accuracy']:.2f})" for one in entry["targets"]]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -96,14 +106,17 @@ def _numbers(values: Sequence[float | None], digits: int) -> str:
 
 
 def main() -> None:
-    """Run both keeps and print their tables."""
+    """Run both keeps and the race, and print their tables."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("time-to-accuracy"), help="folder of the store and the configurations")
     parser.add_argument("--keeps", default=",".join(f"{keep:g}" for keep in BANDS), help="which keeps, with commas")
+    parser.add_argument("--no-search", action="store_true", help="leave the race out")
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
     for keep in chosen.keeps.split(","):
-        print(table(run(float(keep), chosen.work)), end="\n\n", flush=True)
+        print(tables(run(config(float(keep)), chosen.work)), end="\n\n", flush=True)
+    if not chosen.no_search:
+        print(tables(run(search_config(), chosen.work)), flush=True)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def add_race(plan: Plan, store: Store, index: Seal, results: dict[str, Any]) -> 
     for keep, family in families(plan.config).items():
         settings = {name: _given(spec) for name, spec in family.candidates.items()}
         costs = costs_at(plan, keep, int(index.meta["num_train"]))
-        entries.append(keep_record(keep, plan.races[keep], family.left_out, settings, costs, results["comparisons"]))
+        touched = touched_at(plan, keep, store)
+        entries.append(keep_record(keep, plan.races[keep], family.left_out, settings, costs, results["comparisons"], touched))
     wall = wall_time(plan, store)
     for entry in entries:
         entry["sentence"] = policy_sentence(entry, wall, len(entries))
@@ -88,6 +89,12 @@ def add_race(plan: Plan, store: Store, index: Seal, results: dict[str, Any]) -> 
 
 def _given(spec: SelectionSpec) -> dict[str, Any]:
     return {name: value for name, value in spec.effective().items() if value is not None and name != "keep"}
+
+
+def touched_at(plan: Plan, keep: float, store: Store) -> dict[str, int]:
+    """Return the distinct examples that a training of random and of each candidate shows, by name, at one keep."""
+    first = [one for one in plan.trainings if (one.keep, one.replicate) == (keep, 0)]
+    return {one.arm: int(sealed(Unit(store, "train", one.key)).meta["examples_touched"]) for one in first}
 
 
 def check_validation(plan: Plan, store: Store) -> None:

@@ -36,11 +36,12 @@ def rung_text(rung: Rung) -> str:
 
 def keep_record(
     keep: float, race: Race, left_out: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]], costs: Costs,
-    comparisons: Sequence[Mapping[str, Any]],
+    comparisons: Sequence[Mapping[str, Any]], touched: Mapping[str, int],
 ) -> dict[str, Any]:
     """Return what `policy.keeps` of results.json holds of one keep, but its sentence.
 
-    `settings` are those of every candidate by name, `comparisons` the rows of results.json.
+    `settings` are those of every candidate by name, `comparisons` the rows of results.json, `touched` the distinct examples
+    that a training of each candidate, and of random, shows.
     """
     row = next((row for row in comparisons if row["keep"] == keep and row["arm"] == race.winner), None)
     confirmation = None if row is None else {name: row[name] for name in CONFIRMATION}
@@ -60,6 +61,7 @@ def keep_record(
         "keep": keep,
         "candidates": {name: dict(own) for name, own in settings.items()},
         "left_out": dict(left_out),
+        "examples_touched": dict(touched),
         "rungs": rungs,
         "winner": race.winner,
         "confirmation": confirmation,
@@ -147,7 +149,7 @@ def _keep(entry: Mapping[str, Any], first: bool) -> str:
             cells.append("–" if one is None else f"{signed(one['mean_difference'])}{stays}".replace("-", "−"))
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}'
-        f'<td class="words">{_fate(name, entry)}</td></tr>'
+        f'<td>{count(entry["examples_touched"][name])}</td><td class="words">{_fate(name, entry)}</td></tr>'
         for name, cells in fates.items()
     )
     left = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in entry["left_out"].items())
@@ -155,6 +157,7 @@ def _keep(entry: Mapping[str, Any], first: bool) -> str:
     return (
         f"<details{' open' if first else ''}><summary>Keep {percent(entry['keep'])}: mean difference to random on validation, in "
         f'points</summary><div class="scroll" tabindex="0"><table><thead><tr><th scope="col">candidate</th>{head}'
+        '<th scope="col">distinct examples touched</th>'
         f'<th scope="col" class="words">on test</th></tr></thead><tbody>{rows}</tbody></table></div>{left}</details>'
     )
 

@@ -32,15 +32,30 @@ class Scoring:
 
 
 def scoring_clause(results: Mapping[str, Any]) -> str:
-    """Return what scoring cost as the end of a sentence; empty where no arm ranks by a score, or a race says it."""
+    """Return what scoring and the comparison cost, and what a later training takes, as the end of a sentence.
+
+    Empty where no arm ranks by a score, or a race says it.
+    """
     scoring = results.get("scoring")
     if scoring is None:
         return ""
     if scoring["steps"] is None:
-        return "what the scores cost is not known here, as you brought them"
-    if scoring["steps"] == 0:
-        return "scoring took no training"
-    return f"scoring cost {_trainings(scoring)} ({scoring['steps']:,} steps)"
+        said = "what the scores cost is not known here, as you brought them"
+    elif scoring["steps"] == 0:
+        said = "scoring took no training"
+    else:
+        said = f"scoring cost {_trainings(scoring)} ({scoring['steps']:,} steps)"
+    return f"{said}, the trainings that are compared {scoring['trained_steps']:,} steps together{_later(results)}"
+
+
+def _later(results: Mapping[str, Any]) -> str:
+    full = {arm["name"] for arm in results["arms"] if arm["full"]}
+    keeps = sorted({row["keep"] for row in results["comparisons"] if row["arm"] not in full})
+    if not keeps:
+        return ""
+    said = [f"{100 * keep:.6g}" for keep in keeps]
+    shares = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} or {said[-1]}"
+    return f", every later training {shares} % of the data"
 
 
 def scoring_note(results: Mapping[str, Any]) -> str:

@@ -68,6 +68,8 @@ def test_a_race_ends_with_an_answer_its_evidence_and_its_cost(folder: Path) -> N
         assert confirmation["replicates"] == 5 and confirmation["ci95"] == row["ci95"]
         assert entry["answer"] == ("topk clean" if row["verdict"] == "better" else "random")
         # 3 + 2 candidates and random, a replicate each rung; one full training has the 15 steps of every training.
+        kept = round(keep * results["dataset"]["n_train"])
+        assert entry["examples_touched"] == dict.fromkeys(["random", *entry["candidates"]], kept)
         costs = entry["costs"]
         assert costs["race_steps"] == (4 + 3) * 15 and costs["confirmation_steps"] == 2 * 5 * 15
         assert costs["scoring_steps"] is None and costs["full_trainings"] == 17.0
@@ -77,6 +79,7 @@ def test_a_race_ends_with_an_answer_its_evidence_and_its_cost(folder: Path) -> N
     assert results["headline"].startswith("Keep 10 %: ")
     assert [arm["name"] for arm in results["arms"]] == ["random", "topk clean"] * 2
     page = store.read(report_name(plan.run_name, "index.html")).decode()
+    assert page.count('<th scope="col">distinct examples touched</th>') == 2
     assert page.index("Keep 10 %: ") < page.index("How the arm was found") < page.index("Before you believe")
     assert all(state.left == 0 for state in find_states(plan, store))
     # Everything that was computed is a unit of the run.

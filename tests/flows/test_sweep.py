@@ -149,7 +149,9 @@ def test_a_sweep_resumes_and_a_larger_grid_computes_its_new_cells_only(
     assert {row["verdict"] for row in results["comparisons"]} == {"undecided"}
     # One proxy of one epoch, where every training has three steps.
     cost = -(-results["dataset"]["n_train"] // 32)
-    assert results["headline"].endswith(f"; scoring cost as much as {cost / 3:.1f} trainings of 3 steps ({cost} steps).")
+    said = f"; scoring cost as much as {cost / 3:.1f} trainings of 3 steps ({cost} steps), the trainings that are compared "
+    steps = 3 * len({seed.key for seed in plan.trainings})
+    assert f"{said}{steps:,} steps together, every later training " in results["headline"]
     assert [arm["scoring_steps"] for arm in results["arms"]] == [0 if arm["score"] is None else cost for arm in results["arms"]]
     before = tree(folder)
     assert len({name.split("/")[1] for name in before if name.startswith("stages/score-")}) == 1

@@ -84,27 +84,30 @@ def test_spreads_that_were_not_shown_to_differ_are_not_said_to() -> None:
 @pytest.mark.parametrize(
     ("scoring", "clause", "note"),
     [
-        (Scoring(3, 2700, 162_000, 6345, True, 99_000), "scoring cost 0.4 full trainings (2,700 steps).",
+        (Scoring(3, 2700, 162_000, 6345, True, 99_000), "scoring cost 0.4 full trainings (2,700 steps)",
          "Scoring trained 3 proxies, 2,700 steps in all: 0.4 full trainings"),
-        (Scoring(1, 20, 54_000, 6345, True, 99_000), "scoring cost 0.003 full trainings (20 steps).", "1 proxy, 20 steps in all"),
-        (Scoring(3, 1020, 3000, 200, False, 9000), "scoring cost as much as 5.1 trainings of 200 steps (1,020 steps).",
-         "The trainings of all arms took 9,000 steps together"),
-        (Scoring(0, None, 0, 200, False, 9000), "what the scores cost is not known here, as you brought them.",
+        (Scoring(1, 20, 54_000, 6345, True, 99_000), "scoring cost 0.003 full trainings (20 steps)", "1 proxy, 20 steps in all"),
+        (Scoring(3, 1020, 3000, 200, False, 99_000), "scoring cost as much as 5.1 trainings of 200 steps (1,020 steps)",
+         "The trainings of all arms took 99,000 steps together"),
+        (Scoring(0, None, 0, 200, False, 99_000), "what the scores cost is not known here, as you brought them",
          "what they cost is not known here"),
-        (Scoring(0, 0, 0, 200, False, 9000), "scoring took no training.", "The scores need no proxy"),
+        (Scoring(0, 0, 0, 200, False, 99_000), "scoring took no training", "The scores need no proxy"),
     ],
 )  # fmt: skip
 def test_the_headline_says_what_scoring_cost(scoring: Scoring, clause: str, note: str) -> None:
     bare: dict[str, Any] = {"comparisons": [], "arms": []}
     results = bare | {"scoring": scoring.record()}
-    assert headline(results) == f"{headline(bare).removesuffix('.')}; {clause}"
+    together = "the trainings that are compared 99,000 steps together"
+    assert headline(results) == f"{headline(bare).removesuffix('.')}; {clause}, {together}."
     assert note in scoring_note(results) and scoring_note(bare) == ""
 
 
 def test_scoring_stands_in_results_headline_table_and_notes(store: Store) -> None:
     results = build(store, 2, ("a", 0.1), scoring=Scoring(3, 2700, 162_000, 6345, True, 99_000))
     assert results["scoring"]["steps"] == 2700 and results["scoring"]["trainings"] == pytest.approx(2700 / 6345)
-    assert results["headline"].startswith("No verdict yet") and results["headline"].endswith("full trainings (2,700 steps).")
+    ending = "the trainings that are compared 99,000 steps together, every later training 10 % of the data."
+    assert results["headline"].startswith("No verdict yet")
+    assert results["headline"].endswith(f"full trainings (2,700 steps), {ending}")
     assert scoring_note(results) in results["notes"]
     page = render_page(results)
     assert results["headline"] in page and '<th scope="col">scoring steps</th>' in page
