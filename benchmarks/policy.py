@@ -26,7 +26,7 @@ from tasks.policy.answer import answer_of
 from tasks.policy.halving import RANDOM, Race, run_race
 from tasks.policy.spec import PolicySpec
 
-RACES = 400
+RACES = 2000
 QUIRK = 0.3
 
 
