@@ -46,8 +46,8 @@ def policy_config(sweep: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "name": f"policy_{sweep['name']}", "policy": {"family": lines}, "train": train}
 
 
-def run_race(work: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Run the race of a configuration, or find it finished in the store of `work`, and return its results."""
+def run_config(work: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Run a configuration, or find it finished in the store of `work`, and return its results."""
     path = work / f"{config['name']}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     command = [sys.executable, "-m", "flows.cli", "run", str(path), "--store", str(work / "store"), "--json"]
@@ -64,14 +64,17 @@ def rows(work: Path, cells: Sequence[str]) -> Iterator[list[Any]]:
     """Yield a row for each cell and keep, as `row_of` does."""
     for cell in cells:
         config = policy_config(yaml.safe_load((work / f"{cell}.yaml").read_text()))
-        results, sweep = run_race(work, config), json.loads((work / f"{cell}.json").read_text())
+        results, sweep = run_config(work, config), json.loads((work / f"{cell}.json").read_text())
         for entry in results["policy"]["keeps"]:
             table = gains(sweep, entry["keep"], list(entry["candidates"]))
             yield row_of(cell.removeprefix("cells_"), entry, results, hindsight_best(table).split_half)
 
 
-def row_of(cell: str, entry: dict[str, Any], results: dict[str, Any], best: float) -> list[Any]:
-    """Return one keep of a race: texts, regret, and whether the answer is non-inferior, None where it is not judged."""
+def row_of(cell: str, entry: dict[str, Any], results: dict[str, Any], best: float | None) -> list[Any]:
+    """Return one keep of a race: texts, regret, and whether the answer is non-inferior, None where it is not judged.
+
+    `best` is what the hindsight best gained, None where nobody looked; there is no regret then.
+    """
     touched = {(arm["name"], arm["keep"]): arm["examples_touched"] for arm in results["arms"]}
     confirmed = entry["confirmation"]
     gain = confirmed["mean_difference"] if entry["answer"] != RANDOM else 0.0
@@ -79,11 +82,16 @@ def row_of(cell: str, entry: dict[str, Any], results: dict[str, Any], best: floa
     if confirmed is not None:
         low, high = confirmed["ci95"]
         said = f"{entry['winner']}: {confirmed['mean_difference']:+.2f} [{low:+.2f}, {high:+.2f}], {confirmed['verdict']}"
+    regret = None if best is None else best - gain
     texts = [
-        cell, f"{entry['keep']:g}", str(len(entry["candidates"])), entry["answer"], said, f"{best:+.2f}", f"{best - gain:+.2f}",
+        cell, f"{entry['keep']:g}", str(len(entry["candidates"])), entry["answer"], said, _points(best), _points(regret),
         f"{entry['costs']['full_trainings']:.1f}", f"{touched[entry['answer'], entry['keep']]:,}",
     ]  # fmt: skip
-    return [texts, best - gain, non_inferior(entry["answer"], entry["keep"], results["comparisons"])]
+    return [texts, regret, non_inferior(entry["answer"], entry["keep"], results["comparisons"])]
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"
 
 
 def non_inferior(answer: str, keep: float, comparisons: Sequence[dict[str, Any]]) -> bool | None:
@@ -96,8 +104,13 @@ def non_inferior(answer: str, keep: float, comparisons: Sequence[dict[str, Any]]
 
 def summary(found: Sequence[Sequence[Any]]) -> str:
     """Return the sentence over all rows; each cell that is not shown to be non-inferior, or not judged, is named."""
-    regret = np.array([row[1] for row in found])
-    interval = mean_interval(regret)
+    regret = np.array([row[1] for row in found if row[1] is not None])
+    said_regret = "regret not looked at"
+    if len(regret):
+        interval = mean_interval(regret)
+        bounds = "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+        where = "" if len(regret) == len(found) else f" of {len(regret)} cells"
+        said_regret = f"mean regret{where} {regret.mean():+.2f} points{bounds} (t over cells)"
     confirmed = sum(row[0][3] != RANDOM for row in found)
     shown = sum(row[2] is True for row in found)
     said = "every cell" if shown == len(found) else f"{shown} of {len(found)} cells"
@@ -105,8 +118,7 @@ def summary(found: Sequence[Sequence[Any]]) -> str:
         names = [f"{row[0][0]} {row[0][1]}" for row in found if row[2] is state]
         said += f"; {word} at {', '.join(names)}" if names else ""
     return (
-        f"{len(found)} cells: {confirmed} with a confirmed gain, {len(found) - confirmed} fell back to random; mean regret "
-        f"{regret.mean():+.2f} points{'' if interval is None else f' [{interval[0]:+.2f}, {interval[1]:+.2f}]'} (t over cells); "
+        f"{len(found)} cells: {confirmed} with a confirmed gain, {len(found) - confirmed} fell back to random; {said_regret}; "
         f"non-inferior to random (margin {NON_INFERIORITY_POINTS:g} points) in {said}."
     )
 
