@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -14,8 +15,9 @@ from cluster.control_characters import show_controls, show_controls_in
 
 WIDTH = 416
 FONT = 12
-# Mean width of a character of a sans-serif face over its size, on the wide side so that nothing is cut.
-CHARACTER = 0.56
+# Widths of characters of a sans-serif face over its size, on the wide side so that nothing is cut: the mean of most, of
+# capitals (0.72 in Helvetica's own table, and less), of the widest Latin ones, and of East Asian wide ones, which are square.
+CHARACTER, CAPITAL, WIDEST, SQUARE = 0.56, 0.72, 0.94, 1.0
 
 Rows = Sequence[Mapping[str, Any]]
 Drawable = alt.Chart | alt.LayerChart | alt.FacetChart | alt.VConcatChart | alt.ConcatChart
@@ -101,17 +103,26 @@ def _rounded(tag: re.Match[str]) -> str:
 
 def width_of(words: str) -> float:
     """Return about how wide a text of a mark is, in pixels of the chart."""
-    return len(words) * (FONT + 1) * CHARACTER
+    return sum(map(_width, words)) * (FONT + 1)
+
+
+def _width(character: str) -> float:
+    if unicodedata.east_asian_width(character) in "WF":
+        return SQUARE
+    if character in "MW@%mw—…":
+        return WIDEST
+    return CAPITAL if character.isupper() else CHARACTER
 
 
 def fitted(words: str, width: float) -> str:
     """Return the text, control characters shown, its middle replaced by an ellipsis where it is wider than `width`."""
     words = show_controls(words)
-    most = max(int(width / ((FONT + 1) * CHARACTER)), 4)
-    if len(words) <= most:
-        return words
-    tail = (most - 1) // 3
-    return f"{words[: most - 1 - tail]}…{words[len(words) - tail :]}"
+    cut, left = words, len(words)
+    while width_of(cut) > width and left > 4:
+        left -= 1
+        tail = (left - 1) // 3
+        cut = f"{words[: left - 1 - tail]}…{words[len(words) - tail :]}"
+    return cut
 
 
 def padded(values: Sequence[float], share: float = 0.05) -> tuple[float, float]:

@@ -181,6 +181,8 @@ def test_long_names_lose_their_middle() -> None:
     assert fitted("short", 100) == "short"
     cut = fitted("a" * 50 + "b" * 50, 200)
     assert cut.startswith("aaa") and cut.endswith("bbb") and "…" in cut and len(cut) < 40
+    # What is wide takes fewer characters of the same room.
+    assert len(fitted("漢" * 100, 200)) < len(fitted("W" * 100, 200)) < len(fitted("A" * 100, 200)) < len(cut)
 
 
 @pytest.mark.parametrize("width", [80, 110, 160])
