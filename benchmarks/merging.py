@@ -274,6 +274,23 @@ def profile(rows: int) -> str:
     return "\n".join(["| work | ns a row |", "| --- | --- |", *lines, f"| all | {sum(found.values()) / rows * 1e9:.0f} |"])
 
 
+def waiting(parts: int = 100) -> str:
+    """Return how much of writing and syncing a part is work of the core, and how much is waiting, in ns a row."""
+    data = os.urandom(SHARD_ROWS * (2 * 8 + 4 * len(COLUMNS)))
+    spent: dict[str, list[float]] = {"write": [0.0, 0.0], "fsync": [0.0, 0.0]}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(parts):
+            with (Path(folder) / str(number)).open("wb", buffering=0) as file:
+                for name, act in (("write", partial(file.write, data)), ("fsync", partial(os.fsync, file))):
+                    clock, core = time.perf_counter(), time.thread_time()
+                    act()
+                    spent[name][0] += time.perf_counter() - clock
+                    spent[name][1] += time.thread_time() - core
+    each = 1e9 / (parts * SHARD_ROWS)
+    said = "{}: {:.0f} of {:.0f} ns a row are the core's"
+    return "\n".join(said.format(name, core * each, clock * each) for name, (clock, core) in spent.items())
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -282,7 +299,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="where one worker's time goes, instead")
     arguments = parser.parse_args()
     if arguments.profile:
-        print(profile(arguments.rows))
+        print(f"{profile(arguments.rows)}\n\n{waiting()}")
         return
     print(table(rows_of(measure(arguments.rows, arguments.repeats), arguments.rows)))
 
