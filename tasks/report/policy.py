@@ -149,7 +149,7 @@ def _keep(entry: Mapping[str, Any], first: bool) -> str:
             cells.append("–" if one is None else f"{signed(one['mean_difference'])}{stays}".replace("-", "−"))
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}'
-        f'<td>{count(entry["examples_touched"][name])}</td><td class="words">{_fate(name, entry)}</td></tr>'
+        f'<td class="words">{_fate(name, entry)}</td><td>{count(entry["examples_touched"][name])}</td></tr>'
         for name, cells in fates.items()
     )
     left = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in entry["left_out"].items())
@@ -157,8 +157,8 @@ def _keep(entry: Mapping[str, Any], first: bool) -> str:
     return (
         f"<details{' open' if first else ''}><summary>Keep {percent(entry['keep'])}: mean difference to random on validation, in "
         f'points</summary><div class="scroll" tabindex="0"><table><thead><tr><th scope="col">candidate</th>{head}'
-        '<th scope="col">distinct examples touched</th>'
-        f'<th scope="col" class="words">on test</th></tr></thead><tbody>{rows}</tbody></table></div>{left}</details>'
+        '<th scope="col" class="words">on test</th><th scope="col">distinct examples touched</th>'
+        f'</tr></thead><tbody>{rows}</tbody></table></div>{left}</details>'
     )
 
 
