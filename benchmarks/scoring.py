@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,14 +215,14 @@ def stacked(case: Case, repeats: int) -> Row:
     )
 
 
-def measure(rows: int, repeats: int) -> list[Row]:
+def measure(rows: int, repeats: int, models: Sequence[str] = tuple(MODELS)) -> list[Row]:
     """Return the lines of the table."""
     out = []
     with tempfile.TemporaryDirectory() as folder:
-        for model in MODELS:
+        for model in models:
             out.append(against_bare_loop(Case(Path(folder), rows, model, 1), repeats))
         small = Path(folder) / "small"
-        for model in MODELS:
+        for model in models:
             torch.set_num_threads(os.cpu_count() or 1)
             case = Case(small, max(rows // 20, SHARD_ROWS), model, 5)
             out += [all_scores(case, repeats), several_proxies(case, repeats), stacked(case, repeats)]
@@ -234,8 +234,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10**6)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--model", choices=tuple(MODELS), action="append", help="one of them alone; all by default")
     arguments = parser.parse_args()
-    print(table(measure(arguments.rows, arguments.repeats)))
+    print(table(measure(arguments.rows, arguments.repeats, arguments.model or tuple(MODELS))))
 
 
 if __name__ == "__main__":
