@@ -10,17 +10,19 @@ GraNd 1.83. Most of the rest are the norms, from products of 128 x 128 (Gram mat
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import get_total_norm
 
 from benchmarks.contest import Row, table
 from benchmarks.gpu_models import WORDS, Encoder
@@ -88,23 +90,31 @@ def ways_of(case: Case) -> dict[str, Callable[[], torch.Tensor]]:
     def loop() -> torch.Tensor:
         out = []
         for row in range(ROWS):
-            model.zero_grad()
-            functional.cross_entropy(model(x[row : row + 1]), y[row : row + 1]).backward()
-            squares = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in parameters.values() if p.grad is not None]
-            out.append(torch.linalg.vector_norm(torch.stack(squares)))
+            one = functional.cross_entropy(model(x[row : row + 1]), y[row : row + 1])
+            out.append(get_total_norm(torch.autograd.grad(one, list(parameters.values()))))
         return torch.stack(out)
 
-    def loss(params: dict[str, torch.Tensor], row: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        logits = functional_call(model, (params, buffers), (row[None],))
-        return functional.cross_entropy(logits, target[None])
+    def squared_norm(params: dict[str, torch.Tensor], row: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        def loss(params: dict[str, torch.Tensor]) -> torch.Tensor:
+            return functional.cross_entropy(functional_call(model, (params, buffers), (row[None],)), target[None])
+
+        # Inside the mapped function: no gradient outlives its chunk. Kept, those of 32 examples took 6 GiB and twice as long.
+        return torch.stack([one.square().sum() for one in grad(loss)(params).values()]).sum()
 
     def per_example() -> torch.Tensor:
         # It has no rule for the fused attention of a CPU, and takes that example by example: the plain one is no slower.
         with sdpa_kernel(SDPBackend.MATH):
-            grads = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=8)(parameters, x, y)
-        return torch.stack([g.double().flatten(1).pow(2).sum(1) for g in grads.values()]).sum(0).sqrt()
+            return vmap(squared_norm, in_dims=(None, 0, 0), chunk_size=8)(parameters, x, y).sqrt()
 
     return {OURS: ours, FLOOR: floor, ONE_PASS: one_pass, LOOP: loop, PER_EXAMPLE: per_example}
+
+
+def truth_of(case: Case) -> torch.Tensor:
+    """Return the norms in float64, an example at a time."""
+    wide = Case(case.name, copy.deepcopy(case.model).double(), case.first, case.x, case.bars)
+    if case.x.is_floating_point():
+        wide = replace(wide, x=case.x.double())
+    return ways_of(wide)[LOOP]()
 
 
 def measure_case(case: Case, repeats: int) -> list[Row]:
@@ -120,12 +130,15 @@ def measure_case(case: Case, repeats: int) -> list[Row]:
                 times[name].append(time.perf_counter() - start)
     seconds = {name: statistics.median(found) for name, found in times.items()}
     print(f"  {case.name}: {', '.join(f'{name} {took:.3f} s' for name, took in seconds.items())}", file=sys.stderr, flush=True)
-    truth = results[LOOP]
-    error = float(((results[OURS].double() - truth).abs() / truth).max())
+    truth = truth_of(case)
+    errors = {name: float(((results[name].double() - truth).abs() / truth).max()) for name in (OURS, LOOP, PER_EXAMPLE)}
+    if max(errors.values()) > 1e-4:
+        raise ValueError(f"{case.name}: the ways to GraNd differ from float64 by {errors}; at most 1e-4 is rounding")
+    error = errors[OURS]
     mine, out = seconds[OURS], []
     for name, bar, faster in ((PER_EXAMPLE, case.bars[0], True), (LOOP, case.bars[1], True), (ONE_PASS, 3.0, False)):
         ratio = seconds[name] / mine if faster else mine / seconds[name]
-        met = (ratio >= bar if faster else ratio <= bar) and error <= 1e-4
+        met = ratio >= bar if faster else ratio <= bar
         said = f"{'>=' if faster else '<='} {bar:g}x{' faster' if faster else ' its time'}"
         work = f"exact GraNd over all parameters, {case.name}, batch {ROWS}"
         note = f"largest relative error {error:.1e}"

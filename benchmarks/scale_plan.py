@@ -9,6 +9,9 @@ from statistics import median
 from benchmarks.scale_fit import Fit, fit_power
 from benchmarks.scale_tables import Line, asked_of_s3, fit_of, markdown, number, seal_bytes, volume
 
+DRIVER_PASSES = {"shard": 2, "merge": 2}
+"""How often the driver hands out all shards: `shard` reads and then splits, `merge` looks for ranges and then merges."""
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -49,6 +52,22 @@ def cpu_a_row(lines: Sequence[Line], stage: str, features: int) -> float:
     return (rows.at(most) - rows.fixed) / most + more
 
 
+def a_proxy_more(lines: Sequence[Line], stage: str) -> tuple[float, float, float]:
+    """Return what each proxy after the first adds to a row: bytes written, bytes read, CPU seconds; nothing where it shrinks."""
+    chosen = [line for line in lines if line["part"] == "proxies"]
+    counts = [line["place"]["proxies"] for line in chosen]
+    first, last = min(counts), max(counts)
+
+    def at(count: int, what: str) -> float:
+        return median(line["found"][stage].get(what, 0) for line in chosen if line["place"]["proxies"] == count)
+
+    rows = chosen[0]["place"]["rows"]
+    written, read, cpu = (
+        max(0.0, at(last, what) - at(first, what)) / (last - first) / rows for what in ("bytes in", "bytes out", "cpu")
+    )
+    return written, read, cpu
+
+
 def fastest(lines: Sequence[Line]) -> float:
     """Return the most items a second that have come through the pool here: the driver can do that, and perhaps more."""
     return max(line["place"]["items"] / line["found"]["makespan"] for line in lines if line["part"] == "pool")
@@ -62,15 +81,16 @@ def stages(lines: Sequence[Line], there: Cluster) -> str:
         reads, writes = (each * there.shards + fixed for each, fixed in asked[stage].values())
         width = 4 * there.features * {"shard": 2, "score": 1, "subset": 1}.get(stage, 0)
         kept = there.keep * 4 * there.features if stage == "subset" else 0.0
-        written = (moved[stage][0] + kept) * there.examples
-        read = (moved[stage][1] + width) * there.examples
-        cpu = cpu_a_row(lines, stage, there.features) * there.examples
+        more_written, more_read, more_cpu = ((there.proxies - 1) * each for each in a_proxy_more(lines, stage))
+        written = (moved[stage][0] + kept + more_written) * there.examples
+        read = (moved[stage][1] + width + more_read) * there.examples
+        cpu = (cpu_a_row(lines, stage, there.features) + more_cpu) * there.examples
         cores = there.cores_a_gpu * (there.gpus if stage != "select" else 1)
         limits = {
             "cores": cpu / cores,
             "GPUs": there.proxies * there.examples / there.scored_a_second / there.gpus if stage == "score" else 0.0,
             "requests": max(reads / there.gets_a_second, writes / there.puts_a_second),
-            "driver": 0.0 if stage == "select" else there.shards * (2 if stage == "shard" else 1) / rate,
+            "driver": 0.0 if stage == "select" else there.shards * DRIVER_PASSES.get(stage, 1) / rate,
         }
         seconds = max(limits.values())
         dollars = reads * there.dollars_a_get + writes * there.dollars_a_put

@@ -157,7 +157,7 @@ def tables(lines: Sequence[Line]) -> str:
     from benchmarks import scale_plan
 
     measured = {line["part"] for line in lines}
-    there, plan = scale_plan.Cluster(), {"rows", "shards", "s3", "features"}
+    there, plan = scale_plan.Cluster(), {"rows", "shards", "s3", "features", "proxies", "pool"}
     known = [
         ("What a stage costs, on one thread", {"rows"}, growth),
         ("What a stage asks of the store", {"rows", "shards", "s3"}, asked),
