@@ -19,8 +19,9 @@ from benchmarks.contest import REPEATS, Row, commit, table, versions
 
 HEAD = """# Measured side by side
 
-Medians after a warm-up, each way in turn; memory is the greatest peak of the process tree. A figure is the ratio that the bar
-speaks of."""
+Medians of five after a warm-up, each way in turn (merging, and select's other tables, three; prefect-ray once). Memory is the
+greatest peak of the process tree, of ways that run in processes of their own; the others share one process, whose peak would be
+that of the largest. A figure is the ratio that the bar speaks of."""
 
 
 def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
@@ -45,7 +46,8 @@ def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
         "grand": lambda: grand.measure(repeats),
         "startup": lambda: startup.measure(repeats),
         "training": lambda: training.measure(repeats, {"mlp": 60, "cnn": 10} if quick else {"mlp": 600, "cnn": 100}),
-        "scoring": lambda: scoring.measure(10**5 if quick else 10**6, repeats),
+        "scoring_mlp": lambda: scoring.measure(10**5 if quick else 10**6, repeats, ("mlp",)),
+        "scoring_cnn": lambda: scoring.measure(10**5 if quick else 10**6, repeats, ("cnn",)),
         "tiny_parts": tiny,
         "selection": select,
         "merging": lambda: merging.rows_of(merging.measure(rows, 2 if quick else 3), rows),
@@ -63,7 +65,7 @@ def read_sections(path: Path) -> dict[str, str]:
 def main() -> None:
     """Run the comparisons asked for, print their table, and write each with the commit and the versions once it is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="grand, startup, training, scoring, tiny_parts, selection, merging; default all")
+    parser.add_argument("names", nargs="*", help="names of comparisons, as in RESULTS.md; default all")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", default=str(Path(__file__).with_name("RESULTS.md")))
     arguments = parser.parse_args()
