@@ -144,8 +144,17 @@ def count_work(work: Callable[[], object]) -> tuple[float, float]:
     return float(flops.get_total_flops()), float(moved.total)
 
 
-def find_batch(bench: Bench, work: Callable[[int], object], start: int, most: int) -> tuple[int, float]:
-    """Return (rows, seconds) of the fastest pass, doubling the rows until memory, or until it gains less than 3 %."""
+@dataclass(frozen=True)
+class Batch:
+    """Hold the rows and seconds of the fastest pass, and what ended the doubling: "memory", "cap" or "gain"."""
+
+    rows: int
+    seconds: float
+    ended: str
+
+
+def find_batch(bench: Bench, work: Callable[[int], object], start: int, most: int) -> Batch:
+    """Return the fastest pass, doubling the rows until memory, the cap of `most`, or until it gains less than 3 %."""
     best = (0, math.inf)
     rows = start
     while rows <= most:
@@ -153,10 +162,10 @@ def find_batch(bench: Bench, work: Callable[[int], object], start: int, most: in
             seconds = bench.seconds(lambda rows=rows: work(rows), repeats=3)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            break
+            return Batch(*best, "memory")
         gained = best[0] == 0 or rows / seconds > 1.03 * best[0] / best[1]
         if not gained:
-            break
+            return Batch(*best, "gain")
         best = (rows, seconds)
         rows *= 2
-    return best
+    return Batch(*best, "cap")

@@ -5,7 +5,7 @@ order, so that the files overlap. Every way runs in a process of its own with tw
 
 What the peers leave out: DuckDB's top, Polars and numpy only cut off the top 10 % and write ids; they draw no exploration, have
 no probabilities and weights, break ties by no hash, do not order the ids, and look for no id that occurs twice. "DuckDB, the
-same work" does all of it but probabilities and the last.
+same work" does all of it but probabilities and the last. What a peer's first turn wrote is read and checked.
 
 What bounds it. The rows of 1e8 are 0.84 GB on disk, 1.2 GB decoded. `select` reads them once: a sample of 12 row groups (less
 than 1 % of the rows) says nearly where the signal ends, one pass takes the rows that are surely chosen and the few that are open
@@ -29,18 +29,20 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.contest import Row, Run, in_turn, run_process, run_python, table
 from tasks.hashing import hash64
 
 FILES, GROUP_ROWS = 24, 2**20
+WHOLE = "DuckDB, the same work"
 CASES = ("ascending", "eight values", "shuffled")
 MEMORY, WITHIN = 0.6e9, 1.2
 
@@ -170,6 +172,54 @@ def last_of(score: np.ndarray, ids: np.ndarray, side: int) -> tuple[float, int]:
     return end, -int(ties.min(initial=2**64 - 1) if side > 0 else ties.max(initial=0))
 
 
+def check_peer(peer: str, folder: Path, out: Path, rows: int) -> None:
+    """Raise ValueError where a peer's rows are not what it is compared for: how many, their order, the top, their weights."""
+    found = pq.read_table(out)
+    ids = found.column("example_id").to_numpy()
+    if len(ids) != rows // 10:
+        raise ValueError(f"{peer} wrote {len(ids)} rows, {rows // 10} wanted")
+    if peer == WHOLE:
+        if not (ids[1:] > ids[:-1]).all():
+            raise ValueError(f"{peer}: ids do not ascend")
+        arms = found.column("arm")
+        signal, explored = (pc.equal(arms, arm).to_numpy() for arm in ("signal", "exploration"))
+        if np.count_nonzero(signal) != rows // 20 or np.count_nonzero(explored) != len(ids) - rows // 20:
+            raise ValueError(f"{peer}: {np.count_nonzero(signal)} rows are signal, {np.count_nonzero(explored)} exploration")
+        # The mean weight of what is kept is 1.
+        total = float(found.column("weight").to_numpy().sum(dtype=np.float64)) * rows / len(ids)
+        if abs(total - rows) > 1e-5 * rows:
+            raise ValueError(f"{peer}: weights speak for {total:.0f} rows, not {rows}")
+        ids = ids[signal]
+    check_top(peer, folder, ids, rows)
+
+
+def check_top(peer: str, folder: Path, ids: np.ndarray, rows: int) -> None:
+    """Raise ValueError unless `ids` are distinct and no other has a greater score than any of them: equal ones may be out."""
+    if ids.min() < 0 or ids.max() >= rows:
+        raise ValueError(f"{peer}: ids {ids.min()} to {ids.max()} are not all of the table")
+    is_top = np.zeros(rows, dtype=np.bool_)
+    is_top[ids] = True
+    if np.count_nonzero(is_top) != len(ids):
+        raise ValueError(f"{peer}: {len(ids) - np.count_nonzero(is_top)} ids occur again")
+    least, most = np.inf, -np.inf
+    for file in folder.glob("*.parquet"):
+        columns = pq.read_table(file)
+        score, top = columns.column("score").to_numpy(), is_top[columns.column("example_id").to_numpy()]
+        least, most = min(least, score[top].min(initial=np.inf)), max(most, score[~top].max(initial=-np.inf))
+    if least < most:
+        raise ValueError(f"{peer}: a row of score {most} is not in the top, one of {least} is")
+
+
+def run_peer(peer: str, code: str, folder: Path, out: Path, spill: Path, rows: int, checked: set[str]) -> Run:
+    """Run a peer's code, and check what it wrote unless it is among the `checked`; each run finds no file there."""
+    run = run_python(code, folder, out, rows, spill)
+    if peer not in checked:
+        check_peer(peer, folder, out, rows)
+        checked.add(peer)
+    out.unlink()
+    return run
+
+
 def measure(rows: int, case: str, repeats: int, peers: bool) -> dict[str, Run]:
     """Return the median run of each way on one table, the result of `select` checked; "parts" says what its time went to."""
     with tempfile.TemporaryDirectory() as name:
@@ -185,11 +235,12 @@ def measure(rows: int, case: str, repeats: int, peers: bool) -> dict[str, Run]:
 
 def measure_on(folder: Path, out: Path, spill: Path, rows: int, repeats: int, peers: bool) -> dict[str, Run]:
     """Do as `measure` on a table that is there."""
-    ways = {"secateur": partial(ours, folder, out)}
-    scripts = {"DuckDB, top only": DUCKDB_TOP, "DuckDB, the same work": DUCKDB_WHOLE, "Polars top_k": POLARS_TOP,
+    ways: dict[str, Callable[[], Run]] = {"secateur": partial(ours, folder, out)}
+    checked: set[str] = set()
+    scripts = {"DuckDB, top only": DUCKDB_TOP, WHOLE: DUCKDB_WHOLE, "Polars top_k": POLARS_TOP,
                "numpy.argpartition": NUMPY_TOP}  # fmt: skip
     for peer, code in scripts.items() if peers else ():
-        ways[peer] = partial(run_python, code, folder, out.with_name("peer.parquet"), rows, spill)
+        ways[peer] = partial(run_peer, peer, code, folder, out.with_name("peer.parquet"), spill, rows, checked)
     found = in_turn(ways, repeats)
     check(folder, out, rows)
     return found | in_turn({"parts": partial(run_python, SPLIT, folder, out)}, max(1, repeats // 2), 0)
@@ -203,7 +254,7 @@ def rows_of(found: Mapping[str, Run], rows: int, case: str, base: Run | None = N
     note = ", ".join(f"{part} {parts[part]:.2f}" for part in ("start", "sample", "scan", "choose", "repeats", "write")) + " s"
     work = f"select 5 % + 5 % of {rows:.0e}, {case}"
     out = []
-    bars = {"DuckDB, top only": 2.0, "DuckDB, the same work": 2.0, "Polars top_k": 1.0, "numpy.argpartition": 1.0}
+    bars = {"DuckDB, top only": 2.0, WHOLE: 2.0, "Polars top_k": 1.0, "numpy.argpartition": 1.0}
     small = mine.peak_mib * 2**20 <= MEMORY
     for peer, bar in bars.items():
         if peer in found:

@@ -1,7 +1,10 @@
-"""1,000 tiny shards through a stage, beside bare Ray tasks and prefect-ray: `python -m benchmarks.tiny_parts`.
+"""1,000 tiny shards, beside bare Ray tasks and prefect-ray: `python -m benchmarks.tiny_parts`.
 
-Each way makes the same part of a shard and publishes it create-only in a store. Start-up is not counted: Ray runs, its workers
-are warm, and the flow of the task runner has begun.
+The merge stage runs on warm workers of the real pool, timed from its call to its seal. Its peer's tasks, two at a time in
+processes that are warm too, call the stage's own worker, which each process keeps, and publish the same bytes; that is checked.
+They find no ranges of the scores (a pass of its own in the stage), add nothing up and seal nothing.
+With stub work in place of a stage's, the pool and the seal are measured alone. Start-up is nowhere counted: Ray runs, and the
+flow of the task runner has begun.
 """
 
 from __future__ import annotations
@@ -9,26 +12,43 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from benchmarks.contest import Row, Run, run_python, table
+from benchmarks.merging import COLUMNS, INDEX_KEY, PROXIES, SCORE_KEY, parts_of
 from cluster.record import Part, Unit
 from cluster.session import RaySession
 from cluster.storage import Store
+from tasks.dataset import Dataset
+from tasks.merge import MergeInputs, merge_key, merge_stage
+from tasks.merge_columns import Ranges, part_ranges, wider
+from tasks.merge_worker import MergeWorker, Merging
 from tasks.pool import FunctionWorker
+from tasks.quarantine import FACT
+from tasks.schemas import INDEX, TRAIN, scores_schema
+from tasks.shard_records import pack_shards
+from tasks.sources.protocol import Shard
+from tasks.sources.spec import DataSpec
 from tasks.spec import Resources
 from tasks.tables import encode_table, part_check
 
 SHARDS, ROWS, REPEATS = 1000, 4, 5
+WORKERS = 2
 KEY = "0" * 64
+STAGE, STAGE_TASKS = "merge stage", "bare Ray tasks, merging"
+POOL, POOL_TASKS = "pool, stub work", "bare Ray tasks, stub work"
 
 RUNNER = """
 import json, os, sys, tempfile, time
@@ -98,8 +118,8 @@ class MakePublisher:
         return FunctionWorker(Publisher(self.store))
 
 
-def sealed_stage(session: RaySession, store: str, shards: int) -> float:
-    """Return the seconds of all parts through the pool, and the seal."""
+def sealed_parts(session: RaySession, store: str, shards: int) -> float:
+    """Return the seconds of all stub parts through the pool, and the seal."""
     pool = session.pool()
     resources = Resources()
     for _ in pool.map(MakePublisher(store), range(-8, 0), label="warm", resources=resources):
@@ -123,18 +143,137 @@ def bare_ray(store: str, shards: int) -> float:
     return time.perf_counter() - start
 
 
+def make_store(root: Path, shards: int) -> Store:
+    """Return a store with the index and the sealed score stage of shards of ROWS train examples each."""
+    store, generator = Store(str(root)), np.random.default_rng(0)
+    index, score = Unit(store, "shard", INDEX_KEY), Unit(store, "score", SCORE_KEY)
+    listed: list[Shard] = []
+    indexed: list[Part] = []
+    scored: list[Part] = []
+    for number, start in enumerate(range(0, shards * ROWS, ROWS)):
+        shard = Shard("train", "data.parquet", "", start, ROWS, start, f"{number:012x}".ljust(64, "0"))
+        ids = np.arange(start, start + ROWS)
+        each = generator.gamma(2.0, 0.2, (PROXIES, ROWS)).astype(np.float32)
+        rows = [ids, ids, np.full(ROWS, TRAIN, np.int8), generator.integers(0, 10, ROWS)]
+        scores = [ids, each.mean(0), each.std(0, ddof=1), *each]
+        for unit, arrays, schema, parts in ((index, rows, INDEX, indexed), (score, scores, scores_schema(COLUMNS), scored)):
+            data = encode_table(pa.table([pa.array(array) for array in arrays], schema=schema), unit.key)
+            parts.append(unit.publish_part(shard.part_name, data, lambda _: ROWS))
+        listed.append(shard)
+    index.publish_seal(indexed, {"num_train": shards * ROWS, "num_rows": shards * ROWS, "shards": pack_shards(listed)})
+    score.publish_seal(scored, {"columns": COLUMNS, "directions": dict.fromkeys(COLUMNS, "high"), "num_rows": shards * ROWS})
+    return store
+
+
+def merge_inputs(store: Store) -> MergeInputs:
+    """Return what the stage merges."""
+    index, score = Unit(store, "shard", INDEX_KEY).seal(), Unit(store, "score", SCORE_KEY).seal()
+    assert index is not None
+    data = DataSpec.model_validate({"source": "parquet", "train": "data.parquet"})
+    return MergeInputs(data, index, score, resources=Resources(workers=WORKERS))
+
+
+@lru_cache(maxsize=1)
+def kept_worker(root: str) -> MergeWorker:
+    """Return this process's merge worker, which is given what the stage finds out first."""
+    store = Store(root)
+    inputs = merge_inputs(store)
+    assert inputs.score is not None
+    columns, parts = tuple(inputs.score.meta["columns"]), inputs.score.parts
+    ranges: Ranges = {}
+    for part in parts:
+        ranges = wider(part_ranges(store, columns, part), ranges)
+    facts = {name: value for name, value in inputs.score.meta.items() if name != FACT}
+    key = merge_key(inputs.source_key(), inputs.index.key)
+    return MergeWorker(Merging(inputs, store, key, columns, facts, ranges, sum(part.rows for part in parts)))
+
+
+def merge_part(root: str, shard: Shard, meeting: str = "") -> Part:
+    """Make and publish the merged part of a shard; to warm up, wait then until WORKERS processes have been at the meeting."""
+    worker = kept_worker(root)
+    part = worker.compute(shard, worker.load(shard)).part
+    if meeting:
+        (Path(meeting) / str(os.getpid())).touch()
+        while len(list(Path(meeting).iterdir())) < WORKERS:
+            time.sleep(0.01)
+    return part
+
+
+class Merges:
+    """Hold a store and the two ways of merging it; what each run leaves is compared with the others', and removed."""
+
+    def __init__(self, folder: Path, shards: int) -> None:
+        self.folder = folder
+        self.store = make_store(folder / "merged", shards)
+        self.inputs = merge_inputs(self.store)
+        self.shards = Dataset(self.inputs.data, self.inputs.index, self.store).shards()
+        self.parts: dict[str, bytes] = {}
+
+    def stage(self, session: RaySession) -> float:
+        """Return the seconds of the stage on a warm pool."""
+        pool, resources = session.pool(), self.inputs.resources
+        warm = partial(FunctionWorker, partial(merge_part, self.store.uri, meeting=self.meeting()))
+        for _ in pool.map(warm, self.shards[: 2 * WORKERS], label="warm", resources=resources):
+            pass
+        self.remove()
+        start = time.perf_counter()
+        merge_stage(self.inputs, self.store, pool)
+        seconds = time.perf_counter() - start
+        pool.release()
+        self.compare()
+        return seconds
+
+    def tasks(self) -> float:
+        """Return the seconds of the same parts by plain remote functions."""
+        import ray
+
+        task: Any = ray.remote(num_cpus=1)(merge_part)
+        meeting = self.meeting()
+        ray.get([task.remote(self.store.uri, shard, meeting) for shard in self.shards[: 2 * WORKERS]])
+        self.remove()
+        start = time.perf_counter()
+        ray.get([task.remote(self.store.uri, shard) for shard in self.shards])
+        seconds = time.perf_counter() - start
+        self.compare()
+        return seconds
+
+    def meeting(self) -> str:
+        """Return a new empty folder."""
+        return tempfile.mkdtemp(dir=self.folder)
+
+    def remove(self) -> None:
+        """Remove what is merged: the next run would find it done."""
+        shutil.rmtree(parts_of(self.store, "merge").parent)
+
+    def compare(self) -> None:
+        """Read the parts and remove them. Raises ValueError unless they are one a shard, and to the byte those of all runs."""
+        found = {file.name: file.read_bytes() for file in parts_of(self.store, "merge").iterdir()}
+        self.remove()
+        if set(found) != {shard.part_name for shard in self.shards}:
+            raise ValueError(f"{len(found)} parts were published, not one for each of {len(self.shards)} shards")
+        self.parts = self.parts or found
+        if found != self.parts:
+            raise ValueError("the parts differ in their bytes from those of another run")
+
+
 def measure(shards: int, repeats: int) -> dict[str, float]:
-    """Return the median seconds of each way, the two of Ray in turn in one session."""
-    found: dict[str, list[float]] = {"secateur": [], "bare Ray tasks": []}
+    """Return the median seconds of each way, all in turn in one session of WORKERS CPUs."""
     os.environ["PYTHONPATH"] = str(Path.cwd())
-    with tempfile.TemporaryDirectory() as folder, RaySession("local", (), Path(folder) / "scratch") as session:
-        ways: dict[str, Callable[[str], float]] = {
-            "secateur": lambda store: sealed_stage(session, store, shards),
-            "bare Ray tasks": lambda store: bare_ray(store, shards),
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RaySession("local", (), Path(folder) / "scratch", num_cpus=WORKERS) as session,
+    ):
+        merges = Merges(Path(folder), shards)
+        ways: dict[str, Callable[[int], float]] = {
+            STAGE: lambda turn: merges.stage(session),
+            STAGE_TASKS: lambda turn: merges.tasks(),
+            POOL: lambda turn: sealed_parts(session, f"{folder}/pool-{turn}", shards),
+            POOL_TASKS: lambda turn: bare_ray(f"{folder}/tasks-{turn}", shards),
         }
+        found: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(repeats + 1):
             for name, way in ways.items():
-                seconds = way(str(Path(folder) / f"{name[:4]}-{turn}"))
+                seconds = way(turn)
                 print(f"  {name}: {seconds:.3f} s", file=sys.stderr, flush=True)
                 if turn:
                     found[name].append(seconds)
@@ -150,14 +289,17 @@ def task_runner(shards: int) -> float:
 
 def rows_of(found: dict[str, float], runner: float, shards: int) -> list[Row]:
     """Return the lines of the table."""
-    mine = found["secateur"]
-    work, said = f"{shards:,} tiny shards through a stage", f"{mine:.2f} s"
-    bare = mine / found["bare Ray tasks"]
+    real, its_tasks, stub, stub_tasks = (found[name] for name in (STAGE, STAGE_TASKS, POOL, POOL_TASKS))
+    work = f"merge stage, {shards:,} shards of {ROWS} rows"
+    pool = f"the pool and the seal, stub work: {shards:,} tiny parts"
+    beyond = "same bytes; the stage also finds the ranges of every score part, adds up the totals and seals"
     return [
-        Row(work, "bare Ray tasks", "<= 1.5x its time", said, f"{found['bare Ray tasks']:.2f} s", f"{bare:.2f}x", bare <= 1.5,
-            "the seal included"),
-        Row(work, "prefect-ray's task runner", ">= 20x faster", said, f"{runner:.1f} s", f"{runner / mine:.0f}x",
-            runner / mine >= 20, "once"),
+        Row(work, "bare Ray tasks", "<= 1.5x its time", f"{real:.2f} s", f"{its_tasks:.2f} s", f"{real / its_tasks:.2f}x",
+            real / its_tasks <= 1.5, beyond),
+        Row(pool, "bare Ray tasks", "<= 1.5x its time", f"{stub:.2f} s", f"{stub_tasks:.2f} s", f"{stub / stub_tasks:.2f}x",
+            stub / stub_tasks <= 1.5, "the seal included"),
+        Row(pool, "prefect-ray's task runner", ">= 20x faster", f"{stub:.2f} s", f"{runner:.1f} s", f"{runner / stub:.0f}x",
+            runner / stub >= 20, "once"),
     ]  # fmt: skip
 
 
@@ -174,4 +316,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # By its name, as workers find it: what is kept in a process is no part of a pickled `__main__`.
+    import_module("benchmarks.tiny_parts").main()

@@ -71,6 +71,7 @@ def test_second_signal_exits_at_once_and_kills_children(start_script: Any) -> No
         finally:
             say("cleaning")
             time.sleep(600)
+            say("slept")
     sys.exit(main(work))
     """
     )
@@ -78,12 +79,10 @@ def test_second_signal_exits_at_once_and_kills_children(start_script: Any) -> No
     child = int(process.stdout.readline())
     process.send_signal(signal.SIGINT)
     expect(process, "cleaning")
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
-    assert process.returncode == 143
-    # Before the first signal's 9 s are over.
-    assert time.monotonic() - began < 8
+    out, err = process.communicate(timeout=20)
+    # The second signal's code and no word: the end of the first one's 9 s exits with 130 and says why. The sleep never returned.
+    assert (process.returncode, out, err) == (143, "", "")
     assert not runs(child)
 
 
