@@ -35,8 +35,8 @@ two one-sided tests, otherwise undecided, which is left unsaid. A star: with oth
 Intervals are conditional on one set of proxies. The best of so many arms looks better than it is. `beta` and `width` are shares
 of the ranking: what is dropped from the hard end, and what the band holds below that; small keeps have other ones than large
 keeps. `rs2` and `rotate` draw anew every epoch: they train on keep n examples at a time and touch many more, which saves steps
-and no data. At small keeps `raked` has too few examples for any margin and is `exact`. The full data are no candidate and
-adjusted for nothing.
+and no data. Where little is kept `raked` has too few examples for most margins and is nearly or wholly `exact`. The full data
+are no candidate and adjusted for nothing.
 
 """
 

@@ -42,7 +42,8 @@ HEAD = """# Scaling laws on trained models
 to six nested sizes, the same 50,000 test examples for all; MLP 40-256-10, EL2N from three proxies of 4 epochs at each size; five
 paired replicates, each a new selection and a new training of 5 epochs of batch 64, at least 400 steps. Errors are on the test
 set, in %: the mean over replicates, ± half its 95 % interval by t. `n` is the train split that is selected from; keep n examples
-are trained on, and no others are touched.
+are trained on, and no others are touched. The least of 400 steps gives the small sizes more epochs than the large ones, which
+bends the curves; data are one draw, with one set of proxies a size, which no interval and no p here counts.
 
 ![Test error against the size of the data at keep 0.1 and 0.3, log-log](../docs/figures/scaling.svg)
 """
@@ -126,12 +127,13 @@ def tables(found: Sequence[dict[str, Any]]) -> tuple[list[int], dict[tuple[float
 def write(found: Sequence[dict[str, Any]], out: Path, drawing: Path, cores: int) -> None:
     """Fit, write the page and draw the figure."""
     sizes, errors = tables(found)
-    touched = touched_by_all(found)
     fits = {key: fit_scaling(sizes, table) for key, table in errors.items()}
     text = HEAD.format(seconds=sum(results["seconds"] for results in found), cores=cores, rows=ROWS)
     for keep in KEEPS:
         text += f"\n| keep {keep:g} | " + " | ".join(f"n = {size:,}" for size in sizes) + " |\n|---|" + "---|" * len(sizes) + "\n"
-        text += "| distinct examples touched | " + " | ".join(f"{touched[keep, size]:,}" for size in sizes) + " |\n"
+        for words, name in (("distinct examples touched", "examples_touched"), ("steps of 64", "steps")):
+            counts = same_in_all(found, keep, name)
+            text += f"| {words} | " + " | ".join(f"{count:,}" for count in counts) + " |\n"
         for said in ARMS:
             text += f"| {said} | " + " | ".join(_mean(row) for row in errors[keep, said]) + " |\n"
     text += FITS
@@ -146,12 +148,12 @@ def write(found: Sequence[dict[str, Any]], out: Path, drawing: Path, cores: int)
     drawing.write_text(draw(sizes, errors, fits))
 
 
-def touched_by_all(found: Sequence[dict[str, Any]]) -> dict[tuple[float, int], int]:
-    """Return the distinct examples that every arm touches, by (keep, n): subsets are fixed and of one size."""
-    out = {}
-    for results, keep in itertools.product(found, KEEPS):
-        counts = {arm["examples_touched"] for arm in results["arms"] if arm["keep"] == keep}
-        (out[keep, int(results["dataset"]["n_train"])],) = counts
+def same_in_all(found: Sequence[dict[str, Any]], keep: float, name: str) -> list[int]:
+    """Return a count that all arms of a keep share, size by size: subsets are fixed and of one size."""
+    out = []
+    for results in found:
+        (count,) = {int(arm[name]) for arm in results["arms"] if arm["keep"] == keep}
+        out.append(count)
     return out
 
 

@@ -307,11 +307,13 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             out.append(f"At keep {percent(keep)} the arms had different training budgets (steps x batch: {said}).")
     if not any(arm["full"] for arm in arms):
         out.append("No arm was trained on the full data, so what pruning costs is not known.")
-    fresh = [arm["name"] for arm in arms if arm["fresh_every_epoch"]]
+    fresh = list(dict.fromkeys(arm["name"] for arm in arms if arm["fresh_every_epoch"]))
     if fresh:
+        does = "draws a subset anew every epoch: it keeps that many an epoch, and touches more"
+        do = "draw a subset anew every epoch: they keep that many an epoch, and touch more"
         out.append(
-            f"{listed(list(dict.fromkeys(fresh)))} draw a subset anew every epoch: they keep that many an epoch, and touch more "
-            "distinct examples than a fixed subset, which is all that the others ever see. All of the data must stay at hand."
+            f"{listed(fresh)} {does if len(fresh) == 1 else do} distinct examples than a fixed subset, which is all that the "
+            "others ever see. All of the data must stay at hand."
         )
     if any(arm["protocol"] == SOFT_LABELS for arm in arms):
         out.append(

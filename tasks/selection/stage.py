@@ -67,16 +67,21 @@ def _select(inputs: SelectInputs, store: Store, item: Item) -> tuple[list[Part],
         histogram = inputs.merge.meta["sortable"][column]
         if spec.alpha == AUTO:
             spec, allocation = table_allocation(spec, inputs.merge, store, threads)
-    selection = calibrated_selection(
-        rows,
-        spec,
-        chosen.seed,
-        histogram=histogram,
-        score_table_key=inputs.merge.key if column is not None and inputs.merge is not None else None,
-        threads=threads,
-        missing=missing,
-        features=feature_reader(spec, inputs, store) if "features" in spec.params() else None,
-    )
+    try:
+        selection = calibrated_selection(
+            rows,
+            spec,
+            chosen.seed,
+            histogram=histogram,
+            score_table_key=inputs.merge.key if column is not None and inputs.merge is not None else None,
+            threads=threads,
+            missing=missing,
+            features=feature_reader(spec, inputs, store) if "features" in spec.params() else None,
+        )
+    except InputError as error:
+        # A run has many selections, and how many examples a keep comes to is first known here.
+        said = ", ".join(f"{name} {value}" for name, value in spec.effective().items() if value is not None)
+        raise InputError(f"the selection of {said} cannot be drawn: {error}") from error
     selection.facts.update(allocation)
     facts = dict(selection.facts)
     if column is not None and inputs.merge is not None:

@@ -86,6 +86,15 @@ def test_every_selection_is_the_oracles(case: Case) -> None:
         assert json.loads(part.schema.metadata[b"score_table_key"]) == (inputs.merge.key if spec.score else None)
 
 
+def test_a_selection_that_cannot_be_drawn_is_named(case: Case) -> None:
+    store, inputs = case
+    assert inputs.merge is not None
+    spec = SelectionSpec(protocol="exact", keep=0.05, score="el2n", alpha=0.999)
+    units = [(selection_key(spec, 1, inputs.merge.key), SelectionUnit(spec, 1))]
+    with pytest.raises(InputError, match=r"the selection of .*keep 0\.05.*alpha 0\.999.*cannot be drawn: .*leaves no exploration"):
+        selection_stage(units, inputs, store, SerialPool())
+
+
 def test_slices_and_sizes_and_class_budgets_are_the_oracles(case: Case) -> None:
     store, inputs = case
     assert inputs.merge is not None
