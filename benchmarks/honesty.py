@@ -143,6 +143,13 @@ def figures(rng: np.random.Generator, spreads: Sequence[float], replicates: int,
     return out
 
 
+def skewed(rng: np.random.Generator, arms: int, replicates: int, sign: float) -> list[Sample]:
+    """Return equal arms of which random alone is skewed, by an exponential of its own spread; `sign` is the long tail's."""
+    out = figures(rng, [1.0] * (arms + 1), replicates)
+    out[0] = Sample(ACCURACY + sign * MEASURED.random * (rng.exponential(size=replicates) - 1.0))
+    return out
+
+
 def few(rng: np.random.Generator, arms: int, replicates: int, examples: int = 300) -> list[Sample]:
     """Return arms tested on so few examples that accuracy goes by steps of a third of a point and ties are common."""
     rate = np.clip(ACCURACY / 100 + rng.normal(0, AGAIN.random / 100, (arms + 1, replicates)), 0, 1)
@@ -201,6 +208,8 @@ def spreads_part(runs: int) -> Iterator[list[str]]:
             "300 test examples": lambda rng, r: few(rng, arms, r),  # noqa: B023
             "as measured: random 0.89, arms 0.59": lambda rng, r: figures(rng, measured, r),  # noqa: B023
             "as measured: random 0.89, arms 0.23 to 1.37": lambda rng, r: figures(rng, ranging, r),  # noqa: B023
+            "random skewed to the right (exponential)": lambda rng, r: skewed(rng, arms, r, 1.0),  # noqa: B023
+            "random skewed to the left": lambda rng, r: skewed(rng, arms, r, -1.0),  # noqa: B023
         }
         for key, (name, draw) in enumerate(cases.items()):
             for replicates in (5, 10):

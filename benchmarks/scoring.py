@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch.func import functional_call, stack_module_state, vmap
@@ -28,12 +29,16 @@ from benchmarks.contest import Row, table
 from cluster.record import Seal
 from cluster.session import RaySession
 from cluster.storage import Store
+from tasks.dataset import Dataset
 from tasks.models.build import build_model
 from tasks.pool import Pool, SerialPool
 from tasks.proxy import ProxyInputs, ProxySpec, load_checkpoint, proxy_stage
+from tasks.schemas import TRAIN
 from tasks.score import ScoreInputs, ScoreSpec, score_stage
 from tasks.shard import shard_stage
 from tasks.sources.spec import DataSpec
+from tasks.spec import Use
+from tasks.tables import load_part
 
 SIDE, CLASSES = 16, 10
 SHARD_ROWS = 2**15
@@ -92,8 +97,8 @@ class Case:
         return Store(str(target))
 
 
-def bare_loop(case: Case, threads: int) -> float:
-    """Return rows a second of a torch loop over the same file: read, scale, forward, el2n."""
+def bare_loop(case: Case, threads: int) -> tuple[float, torch.Tensor]:
+    """Return rows a second of a torch loop over the same file, read, scale, forward, el2n, and el2n of its rows."""
     torch.set_num_threads(threads)
     model = build_model(case.proxy.model, (1, SIDE, SIDE), CLASSES, 0)
     model.load_state_dict(load_checkpoint(case.store, case.proxies[0], 1.0)["model"])
@@ -112,7 +117,22 @@ def bare_loop(case: Case, threads: int) -> float:
                 hot = functional.one_hot(y[at : at + 256], CLASSES)
                 out.append((probabilities - hot).norm(dim=1))
     scores = torch.cat(out)
-    return len(scores) / (time.perf_counter() - start)
+    return len(scores) / (time.perf_counter() - start), scores
+
+
+def largest_difference(case: Case, store: Store, seal: Seal, scores: torch.Tensor) -> float:
+    """Return how far the stage's el2n is from that of the bare loop, by row of the file. Raises ValueError above 1e-5."""
+    dataset = Dataset(case.data, case.index, store)
+    index = pa.concat_tables([dataset.index_table(shard) for shard in dataset.shards("train")])
+    index = index.filter(pc.equal(index.column("split"), TRAIN)).sort_by("example_id")
+    found = pa.concat_tables([load_part(store, part, ["example_id", "el2n"]) for part in seal.parts]).sort_by("example_id")
+    if not found.column("example_id").equals(index.column("example_id")):
+        raise ValueError("the stage scored other examples than those of the index")
+    expected = scores.numpy()[index.column("position").to_numpy()]
+    largest = float(np.abs(found.column("el2n").to_numpy() - expected).max())
+    if not largest <= 1e-5:
+        raise ValueError(f"el2n by the stage is up to {largest} from that of the bare loop")
+    return largest
 
 
 class Timed:
@@ -133,12 +153,16 @@ def against_bare_loop(case: Case, repeats: int) -> Row:
     """Return the line of the score stage under Ray, one worker a core, beside the bare loop with as many threads."""
     cores = os.cpu_count() or 1
     rates, starts, bare = [], [], []
+    apart = 0.0
     for turn in range(repeats + 1):
-        bare.append(bare_loop(case, cores))
+        rate, scores = bare_loop(case, cores)
+        bare.append(rate)
+        store = case.place(turn)
         with RaySession("local", (), case.folder / f"ray-{turn}") as session:
             pool = Timed(session.pool())
             begin = time.perf_counter()
-            case.stage(["el2n"], pool, case.place(turn), slice(0, 1))
+            seal = case.stage(["el2n"], pool, store, slice(0, 1))
+        apart = max(apart, largest_difference(case, store, seal, scores))
         (first, skipped), (last, _) = pool.times[0], pool.times[-1]
         rates.append((sum(rows for _, rows in pool.times) - skipped) / (last - first))
         starts.append(first - begin)
@@ -147,7 +171,7 @@ def against_bare_loop(case: Case, repeats: int) -> Row:
     return Row(
         f"score stage, {case.model}, {case.rows:.0e} rows", f"bare torch loop, {cores} threads", ">= 0.9x its throughput",
         f"{rate:,.0f} rows/s", f"{its:,.0f} rows/s", f"{rate / its:.2f}x", rate >= 0.9 * its,
-        f"first part after {statistics.median(starts[1:]):.1f} s",
+        f"first part after {statistics.median(starts[1:]):.1f} s; el2n at most {apart:.0e} apart",
     )
 
 
@@ -201,16 +225,56 @@ def stacked(case: Case, repeats: int) -> Row:
         models.append(model)
     parameters, buffers = stack_module_state(models)  # type: ignore[arg-type]
     empty = copy.deepcopy(models[0]).to("meta")
-    x = torch.rand(256, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    x = pass_inputs()
     one = vmap(lambda weights, held: functional_call(empty, (weights, held), (x,)))
-    ways = {"stacked": lambda: one(parameters, buffers), "apart": lambda: torch.stack([model(x) for model in models])}
+    return beside_each("as one stack", case.model, models, lambda: one(parameters, buffers), x, repeats)
+
+
+def multiplied_together(repeats: int) -> Row:
+    """Return the line of five MLPs of 32 hidden units as one batched product a layer beside one after the other.
+
+    On one thread, as a worker has: on two, threads wait for each other at every product.
+    """
+    use = Use(use="mlp", args={"hidden": [32]})
+    models = [build_model(use, (1, SIDE, SIDE), CLASSES, seed).eval() for seed in range(5)]
+    held = stack_module_state(models)[0]  # type: ignore[arg-type]
+    # Views, as nn.Linear has them: contiguous copies give other bits.
+    w1, w2 = (held[f"{layer}.weight"].detach().mT for layer in ("body.0", "head"))
+    b1, b2 = (held[f"{layer}.bias"].detach().unsqueeze(1) for layer in ("body.0", "head"))
+    x = pass_inputs()
+
+    def together() -> torch.Tensor:
+        rows = x.flatten(1).expand(len(models), -1, -1)
+        return torch.baddbmm(b2, torch.baddbmm(b1, rows, w1).relu_(), w2)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return beside_each("by torch.baddbmm", "mlp of 32 hidden units, one thread", models, together, x, repeats)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def pass_inputs() -> torch.Tensor:
+    """Return the rows of one pass."""
+    return torch.rand(256, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+
+def beside_each(
+    how: str, name: str, models: Sequence[torch.nn.Module], together: Callable[[], torch.Tensor], x: torch.Tensor, repeats: int
+) -> Row:
+    """Return the line of the models' passes over x together beside one after the other."""
+    ways = {"together": together, "apart": lambda: torch.stack([model(x) for model in models])}
     with torch.no_grad():
-        same = torch.equal(ways["stacked"](), ways["apart"]())
+        some, others = ways["together"](), ways["apart"]()
+        same = torch.equal(some, others)
+        if not torch.allclose(some, others, atol=1e-4):
+            raise ValueError(f"the logits of {name} {how} are not those of each model alone")
         found = in_process({name: lambda way=way: [way() for _ in range(20)] for name, way in ways.items()}, repeats)
-    ratio, count = found["stacked"] / found["apart"], len(models)
+    ratio, count = found["together"] / found["apart"], len(models)
     return Row(
-        f"{count} proxies as one stack, {case.model}, passes of 256 rows", f"{count} forward passes", "-",
-        f"{found['stacked'] * 50:.2f} ms", f"{found['apart'] * 50:.2f} ms", f"{ratio:.2f}x", None,
+        f"{count} proxies {how}, {name}, passes of 256 rows", f"{count} forward passes", "-",
+        f"{found['together'] * 50:.2f} ms", f"{found['apart'] * 50:.2f} ms", f"{ratio:.2f}x", None,
         f"{'equal' if same else 'other'} bits; not used by the stage",
     )
 
@@ -226,6 +290,8 @@ def measure(rows: int, repeats: int, models: Sequence[str] = tuple(MODELS)) -> l
             torch.set_num_threads(os.cpu_count() or 1)
             case = Case(small, max(rows // 20, SHARD_ROWS), model, 5)
             out += [all_scores(case, repeats), several_proxies(case, repeats), stacked(case, repeats)]
+            if model == "mlp":
+                out.append(multiplied_together(repeats))
     return out
 
 

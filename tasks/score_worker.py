@@ -11,16 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from cluster.errors import CorruptError, InputError, ItemsError
-from cluster.record import Part, Seal, Unit
+from cluster.record import Seal, Unit
 from cluster.storage import Store
-from tasks.arithmetic import arithmetic, autocast, device_of
-from tasks.bisection import Bisection, OverBudgetError
+from tasks.bisection import OverBudgetError
 from tasks.dataset import Dataset
-from tasks.models.build import build_model, place_model
-from tasks.proxy import checkpoint_part, load_checkpoint
 from tasks.quarantine import (
     NON_FINITE_SCORE,
     BadExample,
@@ -31,7 +27,6 @@ from tasks.quarantine import (
     publish_quarantine,
     read_examples,
 )
-from tasks.recipe import Pipeline
 from tasks.schemas import TRAIN, scores_schema
 from tasks.score import (
     NEVER_LEARNED,
@@ -46,15 +41,14 @@ from tasks.score import (
     score_key,
     scorer_key,
 )
+from tasks.score_passes import ScorePasses, checkpoint_at
 from tasks.scores.aum import READS as AUM_READS
 from tasks.scores.aum import aum
-from tasks.scores.batch import score_batch
 from tasks.scores.forgetting import READS as FORGETTING_READS
 from tasks.scores.forgetting import forgetting
 from tasks.scores.registry import score_info
 from tasks.scores.uniform import uniform
 from tasks.shard_records import Shards
-from tasks.slots import rows_in_own_slots, rows_in_turn
 from tasks.sources.protocol import Examples, Shard
 from tasks.tables import encode_table, load_part, with_metadata
 
@@ -145,22 +139,13 @@ def facts_of(spec: ScoreSpec, inputs: ScoreInputs) -> dict[str, Any]:
         "random_seed": inputs.seed if any(use.name == "random" for use in spec.scores) else None,
         "proxies": [seal.key for seal in inputs.proxies] if proxied else [],
         "models": {
-            f"{at:g}": [_checkpoint(seal, at).sha256 for seal in inputs.proxies] for at in _checkpoints_read(spec)
+            f"{at:g}": [checkpoint_at(seal, at).sha256 for seal in inputs.proxies] for at in _checkpoints_read(spec)
         },
     }
 
 
 def _checkpoints_read(spec: ScoreSpec) -> list[float]:
     return sorted({use.at for use in spec.scores if score_info(use.name).by_batch})
-
-
-def _checkpoint(seal: Seal, at: float) -> Part:
-    for part in seal.parts:
-        if part.name.rpartition("/")[2] == checkpoint_part(at):
-            return part
-    raise InputError(
-        f"proxy {seal.key[:12]} has no checkpoint at {at:g} of its training; list it among the proxies' checkpoints"
-    )
 
 
 def _train_ids(dataset: Dataset, shard: Shard) -> I64:
@@ -212,38 +197,24 @@ class ScoreWorker:
         self.facts = facts_of(spec, inputs)
         self.num_train = int(inputs.index.meta["num_train"])
         self.allowed = allowed_rows(spec.max_bad_fraction, self.num_train)
-        self.from_batch: dict[float, list[str]] = {}
-        for use in spec.scores:
-            if score_info(use.name).by_batch:
-                self.from_batch.setdefault(use.at, []).append(use.name)
         names = {use.name for use in spec.scores}
         reads = ([*FORGETTING_READS] if "forgetting" in names else []) + ([*AUM_READS] if "aum" in names else [])
         self.dynamics = [Dynamics(store, seal, reads) for seal in inputs.proxies] if reads else []
-        self.models: dict[float, list[torch.nn.Module]] = {}
-        if self.from_batch:
-            self.pipeline = Pipeline(inputs.proxy.recipe, spec.numerics)
-            self.device = device_of(spec.numerics)
-            self.models = {at: [self._model(store, seal, at) for seal in inputs.proxies] for at in self.from_batch}
-
-    def _model(self, store: Store, seal: Seal, at: float) -> torch.nn.Module:
-        _checkpoint(seal, at)
-        model = build_model(self.inputs.proxy.model, self.dataset.shape, self.dataset.num_classes, seed=0)
-        model.load_state_dict(load_checkpoint(store, seal, at)["model"])
-        return place_model(model, self.device).eval()
+        by_batch = any(score_info(use.name).by_batch for use in spec.scores)
+        self.passes = ScorePasses(spec, inputs, self.dataset, store, self.allowed) if by_batch else None
 
     def load(self, shard: Shard) -> Examples | I64:
         """Return the train rows of the shard; only their ids where no score reads features."""
-        return self.dataset.read(shard, TRAIN) if self.from_batch else _train_ids(self.dataset, shard)
+        return self.dataset.read(shard, TRAIN) if self.passes else _train_ids(self.dataset, shard)
 
     def compute(self, shard: Shard, loaded: Examples | I64) -> Made:
         """Score the rows, publish the shard's quarantine, if there is one, and its part, and return their records."""
         ids = loaded.example_id if isinstance(loaded, Examples) else loaded
         values: dict[str, F32] = {}
         bad: dict[int, tuple[str, str]] = {}
-        if isinstance(loaded, Examples):
+        if self.passes and isinstance(loaded, Examples):
             try:
-                with arithmetic(self.spec.numerics):
-                    values, bad = self._batch_scores(loaded, shard)
+                values, bad = self.passes.scores(loaded, shard)
             except OverBudgetError as error:
                 raise self._over_budget(error.found, shard) from error.__cause__
         for name, function in (("forgetting", forgetting), ("aum", aum)):
@@ -271,62 +242,6 @@ class ScoreWorker:
             examples.setdefault(cause, []).append(f"example_id {example}{f' ({said})' if said else ''}")
         causes = Counter(cause for cause, _ in bad.values())
         return over_budget(self.spec, self.num_train, causes, examples, f"shard {shard}")
-
-    def _batches(self, examples: Examples, shard: Shard) -> I64:
-        """Return which example is in each slot of each pass, (passes, forward_rows); -1 where none is."""
-        rows, size = examples.position - shard.position + shard.start, self.spec.forward_rows
-        # On the CPU no bit of a row depends on its slot, and no pass but the last has an empty one.
-        return rows_in_own_slots(rows, size) if self.device.type == "cuda" else rows_in_turn(len(rows), size)
-
-    def _batch_scores(self, examples: Examples, shard: Shard) -> tuple[dict[str, F32], dict[int, tuple[str, str]]]:
-        """Return each column's scores (proxies, N), NaN for bad examples, and these by id with cause and message.
-
-        Every forward pass has forward_rows rows exactly.
-        """
-        proxies = len(self.inputs.proxies)
-        out = {name: np.full((proxies, len(examples)), np.nan, np.float32) for name in self._batch_columns()}
-        bad: dict[int, tuple[str, str]] = {}
-        for batch in self._batches(examples, shard):
-            # An empty slot repeats an example of the pass.
-            at = np.where(batch < 0, batch.max(), batch)
-            bisection = Bisection(partial(self._pass, examples, at), self.allowed, bad)
-            scores, good = bisection.score(len(at), examples.example_id[at])
-            taken = batch >= 0 if good is None else good & (batch >= 0)
-            whole = bool(taken.all())
-            places = batch if whole else batch[taken]
-            for column, values in scores.items():
-                out[column][:, places] = values if whole else values[:, taken]
-        return out, bad
-
-    def _batch_columns(self) -> list[str]:
-        return [column_name(use) for use in self.spec.scores if score_info(use.name).by_batch]
-
-    def _pass(self, examples: Examples, at: I64, slots: I64) -> dict[str, F32]:
-        """Return each column's scores (proxies, forward_rows) of one pass over the examples `at`.
-
-        A slot that is not among `slots` holds the example of the first of them: what a row is computed with must depend
-        neither on the shard's size nor on which of its neighbours are bad.
-        """
-        rows = len(at)
-        if len(slots) < rows:
-            inside = np.zeros(rows, dtype=bool)
-            inside[slots] = True
-            at = np.where(inside, at, at[slots[0]])
-        out: dict[str, F32] = {}
-        inputs = self.pipeline.prepare(examples.x[at])
-        targets = torch.from_numpy(examples.y[at])
-        for share, names in self.from_batch.items():
-            # One after the other: as one stack (torch.func) five took 1.2 to 1.7 times as long, with other last bits.
-            for number, model in enumerate(self.models[share]):
-                with autocast(self.spec.numerics):
-                    scores = score_batch(model, inputs, targets, names)
-                # One fetch for all scores: each makes the CPU wait for the device.
-                fetched = dict(zip(scores, torch.stack(list(scores.values())).cpu().numpy()))
-                for use in self.spec.scores:
-                    if use.at == share and use.name in fetched:
-                        column = out.setdefault(column_name(use), np.empty((len(self.models[share]), rows), np.float32))
-                        column[number] = fetched[use.name]
-        return out
 
     def _columns(self, ids: I64, values: dict[str, F32]) -> dict[str, F32]:
         """Return every column of the score table for all rows, those of bad examples with NaN."""

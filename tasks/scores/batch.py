@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -12,7 +13,7 @@ from tasks.arithmetic import ordered_attention
 from tasks.scores.el2n import el2n
 from tasks.scores.entropy import entropy
 from tasks.scores.grand import grand
-from tasks.scores.grand_last import LastLinear, grand_last
+from tasks.scores.grand_last import LastLinear, feature_squares, grand_last
 from tasks.scores.least_confidence import least_confidence
 from tasks.scores.loss import loss
 from tasks.scores.margin import margin
@@ -20,6 +21,14 @@ from tasks.scores.registry import score_info
 from tasks.scores.state import scoring
 
 Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Hold what a forward pass leaves for the scores: logits (B, K) as they came, and `feature_squares` where they are read."""
+
+    logits: Tensor
+    squares: Tensor | None
 
 
 def score_batch(
@@ -46,8 +55,41 @@ def score_batch(
     labelled = [info.name for info in infos if info.reads_label]
     if labelled and targets is None:
         raise InputError(f"score {labelled[0]!r} reads the label; targets is None. Pass labels (B,), or leave it out")
-    _check_batch_norms(model)
     gradients = "grand" in names
+    with _ready(model, inputs, gradients) as given:
+        found = _forward(model, given, names)
+        labels = _check_labels(targets, found.logits) if labelled else None
+        out = _from_logits(names, found.logits.detach(), found.squares, labels)
+        if gradients:
+            assert labels is not None
+            out["grand"] = grand(model, given, found.logits, labels)
+    return {name: out[name].detach() for name in names}
+
+
+def forward_pass(model: torch.nn.Module, inputs: Tensor, names: Sequence[str]) -> Pass:
+    """Run the forward pass of `score_batch` for names without `grand`; `scores_of` takes them from one or several."""
+    with _ready(model, inputs, False) as given:
+        found = _forward(model, given, names)
+        # A model may return the same memory each time.
+        return Pass(found.logits.clone(), found.squares)
+
+
+def scores_of(passes: Sequence[Pass], targets: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the scores `names` of all rows of the passes, in turn, as `score_batch` does for each; targets (rows,).
+
+    On the CPU no bit of a row's scores depends on the rows that they are taken together with.
+    """
+    logits = torch.cat([one.logits for one in passes])
+    squares = torch.cat([one.squares for one in passes if one.squares is not None]) if "grand_last" in names else None
+    labels = _check_labels(targets, logits) if any(score_info(name).reads_label for name in names) else None
+    out = _from_logits(names, logits, squares, labels)
+    return {name: out[name] for name in names}
+
+
+@contextmanager
+def _ready(model: torch.nn.Module, inputs: Tensor, gradients: bool) -> Iterator[Tensor]:
+    """Put everything as a pass needs it while the block runs; yield the inputs for it."""
+    _check_batch_norms(model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))
@@ -58,20 +100,23 @@ def score_batch(
         if gradients and inputs.device.type == "cuda" and any(isinstance(m, torch.nn.RNNBase) for m in model.modules()):
             # cuDNN has no backward pass of a recurrent layer in eval mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        with ExitStack() as catching:
-            last = catching.enter_context(LastLinear(model)) if "grand_last" in names else None
-            logits = model(inputs)
+        yield inputs
+
+
+def _forward(model: torch.nn.Module, inputs: Tensor, names: Sequence[str]) -> Pass:
+    if "grand_last" not in names:
+        logits = model(inputs)
         _check_logits(logits, inputs)
-        labels = _check_labels(targets, logits) if labelled else None
-        out = _from_logits(names, logits.detach(), labels, last)
-        if gradients:
-            assert labels is not None
-            out["grand"] = grand(model, inputs, logits, labels)
-    return {name: out[name].detach() for name in names}
+        return Pass(logits, None)
+    with LastLinear(model) as last:
+        logits = model(inputs)
+    _check_logits(logits, inputs)
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        return Pass(logits, feature_squares(*last.features(logits)))
 
 
 def _from_logits(
-    names: Sequence[str], logits: Tensor, labels: Tensor | None, last: LastLinear | None
+    names: Sequence[str], logits: Tensor, squares: Tensor | None, labels: Tensor | None
 ) -> dict[str, Tensor]:
     """Return every score but `grand`, in float32 whatever the forward pass ran in."""
     out: dict[str, Tensor] = {}
@@ -86,12 +131,12 @@ def _from_logits(
         if "least_confidence" in names:
             out["least_confidence"] = least_confidence(log_p, p)
         if labels is not None:
-            if "el2n" in names or last is not None:
+            if "el2n" in names or squares is not None:
                 out["el2n"] = el2n(p, labels)
             if "loss" in names:
                 out["loss"] = loss(log_p, labels)
-            if last is not None:
-                out["grand_last"] = grand_last(out["el2n"], *last.features(logits))
+            if squares is not None:
+                out["grand_last"] = grand_last(out["el2n"], squares)
     return out
 
 

@@ -9,13 +9,15 @@ from cluster.errors import InputError
 Tensor = torch.Tensor
 
 
-def grand_last(length: torch.Tensor, features: torch.Tensor, bias: bool) -> torch.Tensor:
-    """Return ||p - onehot(y)||_2 sqrt(||h||^2 + 1), (B,), for the first factor (B,), which is EL2N, and features h (B, d).
+def grand_last(length: Tensor, squares: Tensor) -> Tensor:
+    """Return ||p - onehot(y)||_2 sqrt(||h||^2 + 1), (B,), for the first factor (B,), which is EL2N, and `feature_squares`."""
+    return length * squares.sqrt()
 
-    The 1 only where there is a bias.
-    """
-    squares: torch.Tensor = torch.linalg.vecdot(features, features)
-    return length * (squares + 1 if bias else squares).sqrt()
+
+def feature_squares(features: Tensor, bias: bool) -> Tensor:
+    """Return ||h||^2 + 1, (B,), for features h (B, d). The 1 only where there is a bias."""
+    squares: Tensor = torch.linalg.vecdot(features, features)
+    return squares + 1 if bias else squares
 
 
 class LastLinear:
