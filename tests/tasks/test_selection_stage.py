@@ -91,7 +91,7 @@ def test_a_selection_that_cannot_be_drawn_is_named(case: Case) -> None:
     assert inputs.merge is not None
     spec = SelectionSpec(protocol="exact", keep=0.05, score="el2n", alpha=0.999)
     units = [(selection_key(spec, 1, inputs.merge.key), SelectionUnit(spec, 1))]
-    with pytest.raises(InputError, match=r"the selection of .*keep 0\.05.*alpha 0\.999.*cannot be drawn: .*leaves no exploration"):
+    with pytest.raises(InputError, match=r"keep 0\.05.*alpha 0\.999.*cannot be drawn: .*leaves no exploration"):
         selection_stage(units, inputs, store, SerialPool())
 
 
