@@ -10,7 +10,7 @@ import altair as alt
 
 from tasks.report.inputs import StageTiming
 from tasks.report.vega import FONT, WIDTH, Rows, drawing, fitted, linear, named, padded, table_of, width_of
-from tasks.report.wording import bounds, percent, signed, with_margin
+from tasks.report.wording import bounds, duration, percent, signed, with_margin
 
 TRACK = 44
 """Pixels of an arm: a line of text, and its marks under it."""
@@ -149,16 +149,6 @@ def _names(names: Mapping[str, str]) -> alt.Y:
         labelExpr=f"{json.dumps(names)}[datum.value]", labelColor="var(--ink)", labelFontSize=FONT + 1, labelLimit=160
     )
     return alt.Y("place:O", title=None, sort=None, axis=axis)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def histogram_chart(low: float, high: float, counts: Sequence[int], marks: Sequence[tuple[float, str]], name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tasks.report.charts import accuracy_chart, duration, forest_chart, time_chart
+from tasks.report.charts import accuracy_chart, forest_chart, time_chart
 from tasks.report.curves import curve_section
 from tasks.report.inputs import PageInputs
 from tasks.report.policy import policy_section, sentences
@@ -18,7 +18,7 @@ from tasks.report.terminal import arms_of
 from tasks.report.time_to_accuracy_page import time_section
 from tasks.report.variance import variance_section
 from tasks.report.vega import SERIES_STYLE
-from tasks.report.wording import GLOSSARY, bounds, count, kept_text, needed_text, percent, signed, with_margin
+from tasks.report.wording import GLOSSARY, bounds, count, duration, kept_text, needed_text, percent, signed, with_margin
 
 HEADERS = (
     "arm", "verdict", "difference to random", "accuracy, %", "non-inferior", "kept", "steps", "batch", "epochs", "touched",

@@ -9,8 +9,7 @@ from typing import Any
 from tasks.comparison import least_replicates, least_text
 from tasks.policy.answer import Costs, answer_of
 from tasks.policy.halving import RANDOM, Race, Rung
-from tasks.report.charts import duration
-from tasks.report.wording import count, percent, plural, signed
+from tasks.report.wording import count, duration, percent, plural, signed
 
 RULE = (
     "Every training of the race has the full step budget of a final one. After each rung candidates are judged by the mean, over "

@@ -51,6 +51,16 @@ def count(number: float) -> str:
     return f"{round(number):,}"
 
 
+def duration(seconds: float) -> str:
+    """Return seconds as people say them."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def kept_text(arm: Mapping[str, Any]) -> str:
     """Return how many examples an arm keeps: '541', or '541 an epoch' where every epoch draws its own."""
     return count(arm["n_kept"]) + (" an epoch" if arm.get("fresh_every_epoch") else "")

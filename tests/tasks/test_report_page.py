@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -205,3 +207,13 @@ def test_terminal_takes_names_as_text_not_as_markup(tmp_path: Path) -> None:
     console = Console(file=StringIO(), width=160, color_system=None)
     print_results(results, console)
     assert "[red]" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_printing_results_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, flows.execute, tasks.report.terminal\n"
+        "print([name for name in ('altair', 'vl_convert', 'numpy', 'pyarrow', 'torch', 'scipy', 'ray') if name in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.strip() == "[]"
