@@ -83,14 +83,14 @@ out = sys.argv[-2]
 POLARS_SORTED = POLARS.replace('/*.parquet")', '/*.parquet").set_sorted("example_id")')
 
 
-def make_store(root: Path, rows: int) -> Store:
+def make_store(root: Path, rows: int, shard_rows: int = SHARD_ROWS) -> Store:
     """Return a store with the index and the sealed score stage of `rows` examples, 0.1 % of them validation."""
     store = Store(str(root))
     index, score = Unit(store, "shard", INDEX_KEY), Unit(store, "score", SCORE_KEY)
     shards, indexed, scored = [], [], []
-    for number, start in enumerate(range(0, rows, SHARD_ROWS)):
+    for number, start in enumerate(range(0, rows, shard_rows)):
         generator = np.random.default_rng(number)
-        size = min(SHARD_ROWS, rows - start)
+        size = min(shard_rows, rows - start)
         shard = Shard("train", "data.parquet", "", start, size, start, f"{number:012x}".ljust(64, "0"))
         ids = np.arange(start, start + size)
         split = np.where(generator.random(size) < 0.001, VALIDATION, TRAIN).astype(np.int8)

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.contest import Row, Run, run_python, table
-from benchmarks.merging import COLUMNS, INDEX_KEY, PROXIES, SCORE_KEY, parts_of
+from benchmarks.merging import INDEX_KEY, SCORE_KEY, make_store, parts_of
 from cluster.record import Part, Unit
 from cluster.session import RaySession
 from cluster.storage import Store
@@ -37,8 +37,6 @@ from tasks.merge_columns import Ranges, part_ranges, wider
 from tasks.merge_worker import MergeWorker, Merging
 from tasks.pool import FunctionWorker
 from tasks.quarantine import FACT
-from tasks.schemas import INDEX, TRAIN, scores_schema
-from tasks.shard_records import pack_shards
 from tasks.sources.protocol import Shard
 from tasks.sources.spec import DataSpec
 from tasks.spec import Resources
@@ -143,28 +141,6 @@ def bare_ray(store: str, shards: int) -> float:
     return time.perf_counter() - start
 
 
-def make_store(root: Path, shards: int) -> Store:
-    """Return a store with the index and the sealed score stage of shards of ROWS train examples each."""
-    store, generator = Store(str(root)), np.random.default_rng(0)
-    index, score = Unit(store, "shard", INDEX_KEY), Unit(store, "score", SCORE_KEY)
-    listed: list[Shard] = []
-    indexed: list[Part] = []
-    scored: list[Part] = []
-    for number, start in enumerate(range(0, shards * ROWS, ROWS)):
-        shard = Shard("train", "data.parquet", "", start, ROWS, start, f"{number:012x}".ljust(64, "0"))
-        ids = np.arange(start, start + ROWS)
-        each = generator.gamma(2.0, 0.2, (PROXIES, ROWS)).astype(np.float32)
-        rows = [ids, ids, np.full(ROWS, TRAIN, np.int8), generator.integers(0, 10, ROWS)]
-        scores = [ids, each.mean(0), each.std(0, ddof=1), *each]
-        for unit, arrays, schema, parts in ((index, rows, INDEX, indexed), (score, scores, scores_schema(COLUMNS), scored)):
-            data = encode_table(pa.table([pa.array(array) for array in arrays], schema=schema), unit.key)
-            parts.append(unit.publish_part(shard.part_name, data, lambda _: ROWS))
-        listed.append(shard)
-    index.publish_seal(indexed, {"num_train": shards * ROWS, "num_rows": shards * ROWS, "shards": pack_shards(listed)})
-    score.publish_seal(scored, {"columns": COLUMNS, "directions": dict.fromkeys(COLUMNS, "high"), "num_rows": shards * ROWS})
-    return store
-
-
 def merge_inputs(store: Store) -> MergeInputs:
     """Return what the stage merges."""
     index, score = Unit(store, "shard", INDEX_KEY).seal(), Unit(store, "score", SCORE_KEY).seal()
@@ -204,7 +180,7 @@ class Merges:
 
     def __init__(self, folder: Path, shards: int) -> None:
         self.folder = folder
-        self.store = make_store(folder / "merged", shards)
+        self.store = make_store(folder / "merged", shards * ROWS, ROWS)
         self.inputs = merge_inputs(self.store)
         self.shards = Dataset(self.inputs.data, self.inputs.index, self.store).shards()
         self.parts: dict[str, bytes] = {}

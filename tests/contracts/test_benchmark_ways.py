@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import selection, startup, tiny_parts
 from benchmarks.gpu_timing import Batch, Bench, find_batch
-from benchmarks.merging import parts_of
+from benchmarks.merging import make_store, parts_of
 from tasks.dataset import Dataset
 from tasks.merge import merge_stage
 from tasks.pool import SerialPool
@@ -123,7 +123,7 @@ def test_a_peers_first_turn_is_checked(scores: Path, tmp_path: Path) -> None:
 
 
 def test_the_stage_and_its_peer_publish_the_same_bytes(tmp_path: Path) -> None:
-    store = tiny_parts.make_store(tmp_path, 5)
+    store = make_store(tmp_path, 5 * tiny_parts.ROWS, tiny_parts.ROWS)
     inputs = tiny_parts.merge_inputs(store)
     seal = merge_stage(inputs, store, SerialPool())
     merges = parts_of(store, "merge")
