@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from flows.sweep import expand
+from flows.config import NOT_SELECTION
+from flows.grid import expand
 from tasks.comparison import mean_interval
 from tasks.comparison.hindsight import hindsight_best
 from tasks.comparison.verdict import NON_INFERIORITY_POINTS
@@ -37,10 +38,10 @@ HEAD = (
 def policy_config(sweep: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of a race over the arms of a cell's sweep."""
     lines = []
-    for arm in expand(sweep["sweep"], sweep["select"]["keep"][0]).arms:
+    for arm in expand(sweep["sweep"], sweep["select"]["keep"]).arms:
         info = protocol_info(arm["protocol"])
         if info.ranks and not info.rotates:
-            lines.append({name: value for name, value in arm.items() if name not in ("name", "score")})
+            lines.append({name: value for name, value in arm.items() if name not in (*NOT_SELECTION, "score")})
     train = {name: value for name, value in sweep["train"].items() if name != "replicates"}
     rest = {name: value for name, value in sweep.items() if name not in ("sweep", "shift")}
     return {**rest, "name": f"policy_{sweep['name']}", "policy": {"family": lines}, "train": train}

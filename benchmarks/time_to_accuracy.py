@@ -109,11 +109,12 @@ def main() -> None:
     """Run both keeps and the race, and print their tables."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("time-to-accuracy"), help="folder of the store and the configurations")
-    parser.add_argument("--keeps", default=",".join(f"{keep:g}" for keep in BANDS), help="which keeps, with commas")
+    keeps = ",".join(f"{keep:g}" for keep in BANDS)
+    parser.add_argument("--keeps", default=keeps, help="which keeps, with commas; '' is none, the race alone")
     parser.add_argument("--no-search", action="store_true", help="leave the race out")
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
-    for keep in chosen.keeps.split(","):
+    for keep in filter(None, chosen.keeps.split(",")):
         print(tables(run(config(float(keep)), chosen.work)), end="\n\n", flush=True)
     if not chosen.no_search:
         print(tables(run(search_config(), chosen.work)), flush=True)

@@ -30,8 +30,17 @@ MAX_BYTES = 2**20
 MAX_UNITS = 100_000
 
 
+def _as_list(value: Any) -> Any:
+    """Return a fraction alone as a list of one."""
+    return [value] if isinstance(value, int | float | str) else value
+
+
+NOT_SELECTION = ("name", "keeps")
+"""The fields of an arm that are none of its selections."""
+
+
 class ArmSpec(Spec):
-    """Describe one arm: a selection to make at every `keep`, and to train on."""
+    """Describe one arm: a selection to make at every `keep`, or at some of them, and to train on."""
 
     name: str | None = setting(None, identity=True, doc="Name in the results. Default: protocol, score and shares.")
     score: str | None = setting(None, identity=True, doc="Column of the score table that ranks.")
@@ -56,14 +65,23 @@ class ArmSpec(Spec):
     margins: str | None = setting(None, identity=True, doc="separate or crossed; raked only. Default: separate.")
     bound: float | None = setting(None, identity=True, doc="Greatest change of a weight; raked only. Default: 4.")
     missing: str = setting(EXCLUDE, identity=True, doc="Examples without a score. Default: that of `select`.")
+    keeps: tuple[float, ...] | None = setting(
+        None, identity=True, min_length=1, doc="Those of select.keep at which the arm is made. Default: all."
+    )
+
+    @field_validator("keeps", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return _as_list(value)
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields that change the result, without those of LATER that are not set."""
-        return without_unset(super().identity())
+        """Return the fields that change the result, without `keeps` and those of LATER where they are not set."""
+        own = without_unset(super().identity())
+        return own if self.keeps is not None else {name: value for name, value in own.items() if name != "keeps"}
 
     def at(self, keep: float) -> SelectionSpec:
         """Return the selection of this arm at one keep."""
-        settings = {name: getattr(self, name) for name in type(self).model_fields if name != "name"}
+        settings = {name: getattr(self, name) for name in type(self).model_fields if name not in NOT_SELECTION}
         return SelectionSpec(keep=keep, **settings)
 
     @property
@@ -93,7 +111,7 @@ SOFT, OWN = "random, soft labels", "full, own schedule"
 
 
 class SelectSpec(Spec):
-    """Say which subsets are selected: every arm at every keep, and random beside them."""
+    """Say which subsets are selected: the arms at each keep, and random beside them."""
 
     keep: tuple[float, ...] = setting(
         ..., identity=True, min_length=1, doc="Fraction kept of the train split, in (0, 1]: a number or a list."
@@ -119,14 +137,14 @@ class SelectSpec(Spec):
     def _as_list(cls, value: Any) -> Any:
         if isinstance(value, bool):
             raise InputError(f"select.keep is {value}: it is the fraction kept; give a number in (0, 1]")
-        return [value] if isinstance(value, int | float | str) else value
+        return _as_list(value)
 
     @model_validator(mode="after")
     def _check(self) -> SelectSpec:
         for keep in self.keep:
             if not 0 < keep <= 1:
                 raise InputError(f"select.keep is {keep:g}: it is the fraction kept; give a number in (0, 1]")
-            for arm in self.arms:
+            for arm in self.arms_at(keep):
                 arm.at(keep)
         if any(arm.protocol == RANDOM_ARM.protocol and arm.classes is None for arm in self.arms):
             raise InputError(
@@ -135,6 +153,7 @@ class SelectSpec(Spec):
             )
         if len(set(self.keep)) != len(self.keep):
             raise InputError(f"select.keep lists a fraction twice: {list(self.keep)}; each keep once")
+        self._check_keeps()
         labels = [arm.label for arm in self.arms] + ["random", "full", SOFT, OWN]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
@@ -142,6 +161,23 @@ class SelectSpec(Spec):
                 f"select.arms has the name {twice[0]!r} twice (random and full are always taken); give each arm its own name"
             )
         return self
+
+    def _check_keeps(self) -> None:
+        """Raise InputError where an arm is at no keep of the run, or a keep has no arm of those that there are."""
+        for arm in self.arms:
+            for keep in arm.keeps or ():
+                if keep not in self.keep:
+                    raise InputError(
+                        f"arm {arm.label!r} has keep {keep:g} in its keeps, which select.keep has not: {list(self.keep)}; "
+                        "an arm is made at keeps of the run"
+                    )
+        for keep in self.keep:
+            if self.arms and not self.arms_at(keep):
+                raise InputError(f"select.keep {keep:g} has no arm beside random; leave this keep out, or give it an arm")
+
+    def arms_at(self, keep: float) -> list[ArmSpec]:
+        """Return the arms that are made at one keep, without random."""
+        return [arm for arm in self.arms if arm.keeps is None or keep in arm.keeps]
 
 
 class ReportSpec(Spec):
@@ -213,7 +249,7 @@ class RunConfig(Spec):
         from flows.race_plan import check_policy, most_units
 
         check_policy(self)
-        units = len(self.select.keep) * (len(self.select.arms) + 4) * self.train.replicates
+        units = sum(len(self.select.arms_at(keep)) + 4 for keep in self.select.keep) * self.train.replicates
         units = units if self.policy is None else most_units(self)
         units += self.proxy.seeds if self.proxy is not None else 0
         if units > MAX_UNITS:
@@ -259,9 +295,9 @@ class RunConfig(Spec):
                 "score.numerics.device cuda; give select.resources.gpus, or use features: pca"
             )
 
-    def arms(self) -> list[ArmSpec]:
-        """Return random, then the configured arms."""
-        return [RANDOM_ARM, *self.select.arms]
+    def arms_at(self, keep: float) -> list[ArmSpec]:
+        """Return random, then the configured arms of one keep."""
+        return [RANDOM_ARM, *self.select.arms_at(keep)]
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -275,7 +275,7 @@ def _plan_arms(
     trainings: list[PlannedTraining] = []
     train = config.train
     for keep in config.select.keep:
-        for arm in config.arms():
+        for arm in config.arms_at(keep):
             for replicate in range(train.replicates):
                 unit = SelectionUnit(arm.at(keep), derive_seed("selection", config.seed, replicate), replicate)
                 key = selection_key(unit.spec, unit.seed, shard if unit.spec.score is None else merge)
@@ -301,7 +301,7 @@ def _plan_shifts(
     """Return the key of the features, and the figures of replicate 0 of every arm and keep."""
     # Which candidates of a race come to a selection depends on results.
     spec = None if config.policy is not None else config.shift
-    ranked = [arm.score for arm in config.arms() if arm.score is not None]
+    ranked = [arm.score for arm in config.select.arms if arm.score is not None]
     if spec is None or not ranked:
         return None, ()
     features = features_key(spec, shard, proxies, config.score)

@@ -155,7 +155,7 @@ def plan_of(run: str, store: Store) -> Plan:
 
 
 def arm_results(plan: Plan, store: Store) -> list[ArmResult]:
-    """Return the sealed results of every arm at every keep. Raises InputError where something is not complete."""
+    """Return the sealed results of every arm at each of its keeps. Raises InputError where something is not complete."""
     if plan.config.policy is not None:
         from flows.race_results import race_arms
 
@@ -166,7 +166,7 @@ def arm_results(plan: Plan, store: Store) -> list[ArmResult]:
     replicates = range(plan.config.train.replicates)
     by_place = {(t.arm, t.keep, t.replicate): t.key for t in plan.trainings}
     for keep in plan.config.select.keep:
-        for arm in plan.config.arms():
+        for arm in plan.config.arms_at(keep):
             picked = [selections[plan.selections[arm.label, keep, r][0]] for r in replicates]
             # Where it was auto it is resolved there.
             alpha = picked[0].meta["alpha"]
@@ -231,7 +231,11 @@ def make_report(
         add_race(plan, store, index, results)
         settings = {place: spec.effective() for place, spec in race_specs(plan).items()}
     else:
-        settings = {(arm.label, keep): arm.at(keep).effective() for arm in plan.config.arms() for keep in plan.config.select.keep}
+        settings = {
+            (arm.label, keep): arm.at(keep).effective()
+            for keep in plan.config.select.keep
+            for arm in plan.config.arms_at(keep)
+        }
     add_curves(plan, store, num_train, arms, results)
     table = results_table(plan.run_name, arms, settings, num_train)
     figure = curve_figure(results)

@@ -33,6 +33,9 @@ def write(tmp_path: Path, body: dict[str, Any]) -> str:
         ("score.scores=[el2m]", r"el2m.*el2n"),
         ("select.arms=[{protocol: topkk, score: el2n}]", "topkk.*topk"),
         ("select.arms=[]", "select.arms"),
+        ("select.arms.0.keeps=[0.3]", r"has keep 0.3 in its keeps, which select.keep has not: \[0.2\]"),
+        ("select.arms.0.keeps=[]", "select.arms.0.keeps"),
+        ("select={keep: [0.1, 0.2], arms: [{protocol: topk, score: el2n, keeps: 0.1}]}", "keep 0.2 has no arm beside random"),
         ("proxy=null", "no scores"),
         ("name=../up", "name"),
         ("seed=-1", "seed"),
@@ -72,6 +75,14 @@ def test_overrides_reach_into_lists() -> None:
     assert config.select.keep == (0.1, 0.3)
 
 
+def test_an_arm_of_one_keep_is_checked_and_made_there() -> None:
+    band = "{protocol: band, score: el2n, beta: 0.1, width: 0.2, keeps: 0.1}"
+    config = load_config(QUICKSTART, [f"select={{keep: [0.1, 0.3], arms: [{{protocol: topk, score: el2n}}, {band}]}}"])
+    assert [[arm.label for arm in config.arms_at(keep)] for keep in config.select.keep] == [
+        ["random", "topk el2n", "band el2n beta=0.1 width=0.2"], ["random", "topk el2n"],
+    ]  # fmt: skip
+
+
 def test_environment_fills_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MNIST", str(tmp_path))
     assert load_config(str(ROOT / "configs/mnist.yaml")).data.train == str(tmp_path)
@@ -95,4 +106,4 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: str) -> None:
 
 def test_shipped_configurations_are_valid() -> None:
     for name in ("quickstart", "mnist", "s3"):
-        assert load_config(str(ROOT / f"configs/{name}.yaml")).arms()[0].label == "random"
+        assert load_config(str(ROOT / f"configs/{name}.yaml")).arms_at(0.1)[0].label == "random"

@@ -12,8 +12,8 @@ import pytest
 from cluster.errors import InputError
 from cluster.storage import Store
 from flows.config import RunConfig, SelectSpec, parse_config
+from flows.grid import expand
 from flows.plan import make_plan
-from flows.sweep import expand
 from tasks.pool import SerialPool
 from tasks.report.publish import report_name
 from tests.flows.serial_run import run_serially
@@ -81,5 +81,5 @@ def test_plain_random_is_no_arm_and_a_grid_may_hold_the_other() -> None:
         SelectSpec(keep=(0.1,), arms=({"protocol": "random"},))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the name 'random' twice"):
         SelectSpec(keep=(0.1,), arms=({"name": "random", "protocol": "random", "classes": "balanced"},))  # type: ignore[arg-type]
-    grid = expand({"protocol": ["random", "topk"], "score": "el2n", "classes": ["balanced", "proportional"]}, 0.1)
+    grid = expand({"protocol": ["random", "topk"], "score": "el2n", "classes": ["balanced", "proportional"]}, [0.1])
     assert [arm["protocol"] for arm in grid.arms] == ["random", "random", "topk", "topk"]

@@ -14,9 +14,10 @@ import pytest
 from cluster.errors import InputError
 from cluster.storage import Store
 from flows.config import ArmSpec, RunConfig, load_config, parse_config
+from flows.grid import AXES, expand
 from flows.plan import find_states, make_plan
 from flows.runs import plan_of
-from flows.sweep import AXES, REPLICATES, expand, grid_of
+from flows.sweep import REPLICATES, grid_of
 from tasks.pool import SerialPool
 from tasks.report.publish import read_results, report_name
 from tests.flows.serial_run import run_serially
@@ -39,7 +40,7 @@ def config(grid: str = GRID, *settings: str) -> RunConfig:
 
 
 def test_a_grid_is_every_combination_that_is_a_selection_of_its_own() -> None:
-    grid = expand({"score": ["el2n", "margin"], "protocol": ["random", "topk", "exact"], "alpha": [0.2, 0.5]}, 0.1)
+    grid = expand({"score": ["el2n", "margin"], "protocol": ["random", "topk", "exact"], "alpha": [0.2, 0.5]}, [0.1])
     assert grid.combinations == 12
     assert [ArmSpec(**arm).label for arm in grid.arms] == [
         "topk el2n", "exact el2n alpha=0.2", "exact el2n alpha=0.5",
@@ -56,7 +57,7 @@ def test_every_combination_is_an_arm_or_counted() -> None:
         "score": ["el2n", "loss"], "protocol": ["topk", "exact", "approximate", "tempered"], "alpha": [0.5, "0.5", 0.1],
         "gamma": [0.25, 0.5, 0.75], "direction": [None, "high", "low"], "missing": ["exclude", "explore"],
     }  # fmt: skip
-    grid = expand(axes, 0.1)
+    grid = expand(axes, [0.1])
     counted = sum(grid.collapsed.values()) + sum(grid.refused.values())
     assert grid.combinations == 2 * 4 * 3 * 3 * 3 * 2 == len(grid.arms) + counted
     # Of two scores, two ends and two policies: one topk, two alphas of exact and approximate, six of tempered.
@@ -65,8 +66,41 @@ def test_every_combination_is_an_arm_or_counted() -> None:
     assert len(set(labels)) == len(labels)
 
 
+def test_an_arm_that_is_no_selection_at_some_keeps_is_made_at_the_others_and_named() -> None:
+    axes = {"protocol": ["topk", "band"], "score": "el2n", "beta": [0.02, 0.1, 0.95], "width": [0.2, 0.04]}
+    grid = expand(axes, [0.3, 0.03, 0.1])
+    # A band holds at least what is kept, and no more than what is left below beta.
+    assert [(ArmSpec(**arm).label, arm.get("keeps")) for arm in grid.arms] == [
+        ("topk el2n", None),
+        ("band el2n beta=0.02 width=0.2", [0.03, 0.1]), ("band el2n beta=0.02 width=0.04", [0.03]),
+        ("band el2n beta=0.1 width=0.2", [0.03, 0.1]), ("band el2n beta=0.1 width=0.04", [0.03]),
+        ("band el2n beta=0.95 width=0.04", [0.03]),
+    ]  # fmt: skip
+    assert grid.refused == {"band beta=0.95 width=0.2": 1} and sum(grid.collapsed.values()) == 5
+    assert grid.combinations == len(grid.arms) + 6
+    start = "5 arms of some keeps only: band el2n beta=0.02 width=0.2 (not at 30 %), band el2n beta=0.02 width=0.04 (not at "
+    assert f"{start}30 % and 10 %)" in grid.sentence
+    absent = grid.facts()["absent"]
+    assert len(absent) == 2 * 1 + 3 * 2 and {(row["arm"], row["keep"]) for row in absent} >= {
+        ("band el2n beta=0.02 width=0.2", 0.3), ("band el2n beta=0.02 width=0.04", 0.1),
+    }  # fmt: skip
+    assert all(f"keeps {row['keep']:g} of" in row["reason"] for row in absent)
+
+
+def test_the_order_of_keeps_changes_no_arm() -> None:
+    axes = {"protocol": ["exact", "ccs", "band"], "score": "el2n", "alpha": 0.2, "beta": [0.1, 0.8], "width": 0.2}
+    found = [expand(axes, keeps) for keeps in ([0.1, 0.3], [0.3, 0.1])]
+    assert [ArmSpec(**arm).label for arm in found[0].arms] == [ArmSpec(**arm).label for arm in found[1].arms]
+    assert [set(arm.get("keeps", [])) for arm in found[0].arms] == [set(arm.get("keeps", [])) for arm in found[1].arms]
+
+
+def test_a_value_that_is_a_selection_at_no_keep_is_a_mistake() -> None:
+    with pytest.raises(InputError, match="width"):
+        expand({"protocol": ["topk", "band"], "score": "el2n", "beta": 0.1, "width": [0.4, 0.02]}, [0.1, 0.3])
+
+
 def test_a_grid_takes_every_parameter_of_an_arm() -> None:
-    assert set(AXES) == set(ArmSpec.model_fields) - {"name"}
+    assert set(AXES) == set(ArmSpec.model_fields) - {"name", "keeps"}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +135,7 @@ def test_a_grid_that_makes_no_sense_gets_one_message(grid: str, message: str) ->
 
 def test_a_grid_has_bounds() -> None:
     with pytest.raises(InputError, match="at most"):
-        expand({"protocol": ["exact"], "score": ["el2n"], "alpha": [i / 20_000 for i in range(20_000)]}, 0.1)
+        expand({"protocol": ["exact"], "score": ["el2n"], "alpha": [i / 20_000 for i in range(20_000)]}, [0.1])
 
 
 def test_a_grid_stands_in_place_of_arms() -> None:
@@ -180,6 +214,28 @@ def test_a_sweep_resumes_and_a_larger_grid_computes_its_new_cells_only(
     made = {name.split("/")[1] for name in set(after) - set(before) if name.startswith("stages/")}
     expected = ["select"] * new + ["shift"] * (new // 2) + ["subset"] * new + ["train"] * new
     assert sorted(stage.split("-")[0] for stage in made) == expected
+
+
+def test_a_sweep_whose_arm_is_no_selection_at_one_keep_runs_without_that_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    grid = "sweep={score: el2n, protocol: [topk, band], beta: 0.1, width: 0.2}"
+    plan = make_plan(config(grid))
+    results = run_serially(plan, store, SerialPool())
+    assert [(arm["name"], arm["keep"]) for arm in results["arms"]] == [
+        ("random", 0.1), ("topk el2n", 0.1), ("band el2n beta=0.1 width=0.2", 0.1), ("random", 0.3), ("topk el2n", 0.3),
+    ]  # fmt: skip
+    assert results["sweep"]["absent"][0]["keep"] == 0.3 and "only 0.2" in results["sweep"]["absent"][0]["reason"]
+    assert "1 arm of some keeps only: band el2n beta=0.1 width=0.2 (not at 30 %)" in results["sweep"]["sentence"]
+    page = store.read(report_name(plan.run_name, "index.html")).decode()
+    assert "1 arm of some keeps only" in page
+    # The same run, read again from what it recorded.
+    assert plan_of(plan.run_name, store).keys() == plan.keys()
+    assert parse_config(json.loads(json.dumps(plan.config.model_dump(mode="json")))) == plan.config
+    sets = [word for text in (*SMALL, grid) for word in ("--set", text)]
+    code, out, error = command(monkeypatch, capsys, "sweep", QUICKSTART, *sets, "--store", store.uri)
+    assert code == 0 and "band el2n beta=0.1 width=0.2" in out and "1 arm of some keeps only" in error
 
 
 def check_table(run: str, store: Store, rows: int) -> None:
