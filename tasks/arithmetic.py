@@ -83,9 +83,11 @@ def ordered_attention(device: torch.device) -> Iterator[None]:
         yield
 
 
-def autocast(numerics: Numerics) -> torch.autocast:
+def autocast(numerics: Numerics) -> contextlib.AbstractContextManager[Any]:
     """Return the autocast context of a forward pass: bfloat16 where asked for, else one that does nothing."""
-    return torch.autocast(numerics.device, dtype=torch.bfloat16, enabled=numerics.autocast is not None)
+    if numerics.autocast is None:
+        return contextlib.nullcontext()
+    return torch.autocast(numerics.device, dtype=torch.bfloat16)
 
 
 def seed_all(seed: int) -> None:

@@ -44,6 +44,8 @@ class Pipeline:
         self._optimizer_use = recipe.optimizer or ADAMW
         self._schedule_use = recipe.schedule or ONECYCLE
         self._transform_use, self._augment_use = recipe.transform, recipe.augment
+        # Read at every step.
+        self._casts = self._collate_use == CAST
         self._collate = resolve(self._collate_use, COLLATES, "collate")
         self._loss = resolve(self._loss_use, LOSSES, "loss")
         self._optimizer = resolve(self._optimizer_use, OPTIMIZERS, "optimizer")
@@ -61,7 +63,7 @@ class Pipeline:
 
         On CUDA the copy comes from pinned memory and does not block, and 4-d inputs are channels_last.
         """
-        if self._collate_use == CAST and x.dtype == np.uint8:
+        if self._casts and x.dtype == np.uint8:
             # The default cast after the copy, with the same result: a quarter of the bytes travel.
             moved = self.move(x).float().div_(255)
         else:
