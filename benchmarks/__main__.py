@@ -19,9 +19,9 @@ from benchmarks.contest import REPEATS, Row, commit, table, versions
 
 HEAD = """# Measured side by side
 
-Medians of five after a warm-up, each way in turn (merging, and select's other tables, three; prefect-ray once). Memory is the
-greatest peak of the process tree, of ways that run in processes of their own; the others share one process, whose peak would be
-that of the largest. A figure is the ratio that the bar speaks of."""
+Medians of five after a warm-up, each way in turn (merging three; prefect-ray once). Memory is the greatest peak of the process
+tree; ways that are timed in one process are run once more for it, each in a process of its own. A figure is the ratio that the
+bar speaks of."""
 
 
 def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
@@ -38,7 +38,7 @@ def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
         first = selection.measure(rows, "ascending", repeats, True)
         out = selection.rows_of(first, rows, "ascending")
         for case, size in (("ascending", 3 * rows), ("eight values", rows), ("shuffled", rows)):
-            found = selection.measure(size, case, 1 if quick else 3, False)
+            found = selection.measure(size, case, 1 if quick else repeats, False)
             out += selection.rows_of(found, size, case, first["secateur"])
         return out
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,11 @@ def run_python(
 ) -> Run:
     """Run Python code in a process of its own."""
     return run_process([sys.executable, "-c", code, *map(str, arguments)], environment, may_die)
+
+
+def peaks_of(module: str, ways: Iterable[str], *arguments: str) -> dict[str, float]:
+    """Return the peak MiB of a process for each way, which does it once: `python -m MODULE ARGUMENTS --way WAY`."""
+    return {way: run_process([sys.executable, "-m", module, *arguments, "--way", way]).peak_mib for way in ways}
 
 
 def in_turn(

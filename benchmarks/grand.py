@@ -24,13 +24,13 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 
-from benchmarks.contest import Row, table
+from benchmarks.contest import Row, peaks_of, table
 from benchmarks.gpu_models import WORDS, Encoder
 from tasks.models.build import build_model
 from tasks.scores import score_batch
 from tasks.spec import Use
 
-ROWS, REPEATS, CLASSES, LENGTH = 32, 5, 10, 128
+ROWS, REPEATS, CLASSES, LENGTH, THREADS = 32, 5, 10, 128, 2
 OURS, ONE_PASS, FLOOR = "score_batch grand", "one forward + backward", "no gradient of a parameter"
 LOOP, PER_EXAMPLE = "per-example loop", "torch.func vmap(grad)"
 
@@ -39,6 +39,7 @@ LOOP, PER_EXAMPLE = "per-example loop", "torch.func vmap(grad)"
 class Case:
     """Hold a model, a batch of it, and the bars: times faster than vmap(grad) and than the loop."""
 
+    short: str
     name: str
     model: torch.nn.Module
     first: torch.nn.Module
@@ -52,12 +53,12 @@ def case_of(name: str) -> Case:
     if name == "resnet18":
         model = build_model(Use(use="resnet18"), (3, 32, 32), CLASSES, seed=0).eval()
         first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
-        return Case("ResNet-18", model, first, torch.randn(ROWS, 3, 32, 32, generator=generator), (15.0, 5.0))
+        return Case(name, "ResNet-18", model, first, torch.randn(ROWS, 3, 32, 32, generator=generator), (15.0, 5.0))
     args = {"width": 256, "layers": 6, "length": LENGTH}
     encoder = build_model(Use(use="benchmarks.gpu_models:Encoder", args=args), (LENGTH,), CLASSES, seed=0).eval()
     assert isinstance(encoder, Encoder)
     words = torch.randint(0, WORDS, (ROWS, LENGTH), generator=generator)
-    return Case(f"encoder, 6 layers, {LENGTH} words", encoder, encoder.words, words, (10.0, 4.0))
+    return Case(name, f"encoder, 6 layers, {LENGTH} words", encoder, encoder.words, words, (10.0, 4.0))
 
 
 def ways_of(case: Case) -> dict[str, Callable[[], torch.Tensor]]:
@@ -111,10 +112,8 @@ def ways_of(case: Case) -> dict[str, Callable[[], torch.Tensor]]:
 
 def truth_of(case: Case) -> torch.Tensor:
     """Return the norms in float64, an example at a time."""
-    wide = Case(case.name, copy.deepcopy(case.model).double(), case.first, case.x, case.bars)
-    if case.x.is_floating_point():
-        wide = replace(wide, x=case.x.double())
-    return ways_of(wide)[LOOP]()
+    x = case.x.double() if case.x.is_floating_point() else case.x
+    return ways_of(replace(case, model=copy.deepcopy(case.model).double(), x=x))[LOOP]()
 
 
 def measure_case(case: Case, repeats: int) -> list[Row]:
@@ -130,11 +129,13 @@ def measure_case(case: Case, repeats: int) -> list[Row]:
                 times[name].append(time.perf_counter() - start)
     seconds = {name: statistics.median(found) for name, found in times.items()}
     print(f"  {case.name}: {', '.join(f'{name} {took:.3f} s' for name, took in seconds.items())}", file=sys.stderr, flush=True)
+    peaks = peaks_of("benchmarks.grand", ways, case.short)
     truth = truth_of(case)
     errors = {name: float(((results[name].double() - truth).abs() / truth).max()) for name in (OURS, LOOP, PER_EXAMPLE)}
     if max(errors.values()) > 1e-4:
         raise ValueError(f"{case.name}: the ways to GraNd differ from float64 by {errors}; at most 1e-4 is rounding")
     error = errors[OURS]
+    with_memory = {name: f"{seconds[name]:.2f} s, {peaks[name]:.0f} MiB" for name in ways}
     mine, out = seconds[OURS], []
     for name, bar, faster in ((PER_EXAMPLE, case.bars[0], True), (LOOP, case.bars[1], True), (ONE_PASS, 3.0, False)):
         ratio = seconds[name] / mine if faster else mine / seconds[name]
@@ -145,13 +146,13 @@ def measure_case(case: Case, repeats: int) -> list[Row]:
         if faster:
             most = seconds[name] / seconds[FLOOR]
             note += f"; with no gradient of a parameter {seconds[FLOOR]:.2f} s, so {most:.1f}x at most"
-        out.append(Row(work, name, said, f"{mine:.2f} s", f"{seconds[name]:.2f} s", f"{ratio:.2f}x", met, note))
+        out.append(Row(work, name, said, with_memory[OURS], with_memory[name], f"{ratio:.2f}x", met, note))
     return out
 
 
 def measure(repeats: int, names: tuple[str, ...] = ("resnet18", "encoder")) -> list[Row]:
     """Return the lines of the table."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return [row for name in names for row in measure_case(case_of(name), repeats)]
@@ -162,7 +163,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=["resnet18", "encoder", []], help="both by default")
     parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--way", choices=(OURS, FLOOR, ONE_PASS, LOOP, PER_EXAMPLE), help="do one way once and print nothing")
     arguments = parser.parse_args()
+    if arguments.way:
+        torch.set_num_threads(THREADS)
+        for name in arguments.names:
+            ways_of(case_of(name))[arguments.way]()
+        return
     print(table(measure(arguments.repeats, tuple(arguments.names) or ("resnet18", "encoder"))))
 
 

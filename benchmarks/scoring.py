@@ -25,7 +25,7 @@ import torch
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
-from benchmarks.contest import Row, table
+from benchmarks.contest import Row, peaks_of, table
 from cluster.record import Seal
 from cluster.session import RaySession
 from cluster.storage import Store
@@ -43,6 +43,7 @@ from tasks.tables import load_part
 SIDE, CLASSES = 16, 10
 SHARD_ROWS = 2**15
 FINAL = ["el2n", "loss", "entropy", "margin", "least_confidence", "grand_last"]
+STAGE, BARE = "stage", "bare"
 MODELS: dict[str, dict[str, Any]] = {"mlp": {"use": "mlp", "args": {"hidden": [256]}}, "cnn": {"use": "cnn", "args": {}}}
 
 
@@ -167,10 +168,10 @@ def against_bare_loop(case: Case, repeats: int) -> Row:
         rates.append((sum(rows for _, rows in pool.times) - skipped) / (last - first))
         starts.append(first - begin)
         print(f"  {case.model}: stage {rates[-1]:.0f} rows/s, bare {bare[-1]:.0f}", file=sys.stderr, flush=True)
-    rate, its = statistics.median(rates[1:]), statistics.median(bare[1:])
+    rate, its, peak = statistics.median(rates[1:]), statistics.median(bare[1:]), peaks(case, STAGE, BARE)
     return Row(
         f"score stage, {case.model}, {case.rows:.0e} rows", f"bare torch loop, {cores} threads", ">= 0.9x its throughput",
-        f"{rate:,.0f} rows/s", f"{its:,.0f} rows/s", f"{rate / its:.2f}x", rate >= 0.9 * its,
+        f"{rate:,.0f} rows/s, {peak[STAGE]}", f"{its:,.0f} rows/s, {peak[BARE]}", f"{rate / its:.2f}x", rate >= 0.9 * its,
         f"first part after {statistics.median(starts[1:]):.1f} s; el2n at most {apart:.0e} apart",
     )
 
@@ -187,33 +188,53 @@ def in_process(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str,
     return {name: statistics.median(found) for name, found in times.items()}
 
 
+def ways_of(case: Case) -> dict[str, Callable[[], object]]:
+    """Return what is compared of one case, by name."""
+
+    def apart() -> None:
+        for number in range(len(case.proxies)):
+            case.stage(["el2n"], SerialPool(), case.place(0), slice(number, number + 1))
+
+    def under_ray() -> None:
+        with RaySession("local", (), case.folder / f"ray-{time.monotonic_ns()}") as session:
+            case.stage(["el2n"], session.pool(), case.place(0), slice(0, 1))
+
+    return {
+        STAGE: under_ray,
+        BARE: lambda: bare_loop(case, os.cpu_count() or 1),
+        "all": lambda: case.stage(FINAL, SerialPool(), case.place(0), slice(0, 1)),
+        "el2n": lambda: case.stage(["el2n"], SerialPool(), case.place(0), slice(0, 1)),
+        "together": lambda: case.stage(["el2n"], SerialPool(), case.place(0)),
+        "apart": apart,
+    }
+
+
+def peaks(case: Case, *ways: str) -> dict[str, str]:
+    """Return the peak memory of each way, in a process tree of its own, as it stands beside its figure."""
+    where = ("--folder", str(case.folder), "--rows", str(case.rows), "--model", case.model)
+    found = peaks_of("benchmarks.scoring", ways, *where, "--proxies", str(len(case.proxies)))
+    return {way: f"{peak:.0f} MiB" for way, peak in found.items()}
+
+
 def all_scores(case: Case, repeats: int) -> Row:
     """Return the line of all final-checkpoint scores together beside el2n alone."""
-    found = in_process(
-        {
-            "all": lambda: case.stage(FINAL, SerialPool(), case.place(0), slice(0, 1)),
-            "el2n": lambda: case.stage(["el2n"], SerialPool(), case.place(0), slice(0, 1)),
-        },
-        repeats,
-    )
-    ratio = found["all"] / found["el2n"]
-    return Row(f"all {len(FINAL)} final-checkpoint scores, {case.model}", "el2n alone", "<= 1.05x", f"{found['all']:.2f} s",
-               f"{found['el2n']:.2f} s", f"{ratio:.3f}x", ratio <= 1.05)  # fmt: skip
+    ways = ways_of(case)
+    found = in_process({"all": ways["all"], "el2n": ways["el2n"]}, repeats)
+    ratio, peak = found["all"] / found["el2n"], peaks(case, *found)
+    said = {way: f"{found[way]:.2f} s, {peak[way]}" for way in found}
+    work = f"all {len(FINAL)} final-checkpoint scores, {case.model}"
+    return Row(work, "el2n alone", "<= 1.05x", said["all"], said["el2n"], f"{ratio:.3f}x", ratio <= 1.05)
 
 
 def several_proxies(case: Case, repeats: int) -> Row:
     """Return the line of all proxies in one stage beside a stage for each."""
-
-    def one_by_one() -> None:
-        for number in range(len(case.proxies)):
-            case.stage(["el2n"], SerialPool(), case.place(0), slice(number, number + 1))
-
-    together = lambda: case.stage(["el2n"], SerialPool(), case.place(0))
-    found = in_process({"together": together, "apart": one_by_one}, repeats)
-    ratio = found["together"] / found["apart"]
-    count, said, its = len(case.proxies), f"{found['together']:.2f} s", f"{found['apart']:.2f} s"
+    ways = ways_of(case)
+    found = in_process({"together": ways["together"], "apart": ways["apart"]}, repeats)
+    ratio, peak = found["together"] / found["apart"], peaks(case, *found)
+    said = {way: f"{found[way]:.2f} s, {peak[way]}" for way in found}
+    count = len(case.proxies)
     peer, note = f"{count} separate passes", "read and decoded once"
-    return Row(f"{count} proxies, {case.model}", peer, "< 1x", said, its, f"{ratio:.2f}x", ratio < 1, note)
+    return Row(f"{count} proxies, {case.model}", peer, "< 1x", said["together"], said["apart"], f"{ratio:.2f}x", ratio < 1, note)
 
 
 def stacked(case: Case, repeats: int) -> Row:
@@ -301,7 +322,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10**6)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", choices=tuple(MODELS), action="append", help="one of them alone; all by default")
+    parser.add_argument("--way", help="do one way once, on a case that is in --folder, and print nothing")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--proxies", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.way:
+        torch.set_num_threads(os.cpu_count() or 1)
+        ways_of(Case(arguments.folder, arguments.rows, arguments.model[0], arguments.proxies))[arguments.way]()
+        return
     print(table(measure(arguments.rows, arguments.repeats, arguments.model or tuple(MODELS))))
 
 

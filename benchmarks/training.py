@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn import functional
 
-from benchmarks.contest import Row, table
+from benchmarks.contest import Row, peaks_of, table
 from cluster.record import Unit
 from cluster.storage import Store
 from flows.config import parse_config
@@ -103,45 +104,54 @@ def measure(repeats: int, steps: dict[str, int]) -> list[Row]:
         return rows_of(subset, repeats, steps)
 
 
-def rows_of(subset: str, repeats: int, steps: dict[str, int]) -> list[Row]:
-    """Return the lines of trainings on a compact subset."""
+WAYS = ("ours", "bare", "recorded", "read")
+
+
+def ways_of(subset: str, name: str, steps: int) -> dict[str, Callable[[], object]]:
+    """Return every way of WAYS for one model, on a compact subset that is in memory."""
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
+    data, fresh = read(subset), build_model(Use.model_validate(MODELS[name]), SHAPE, CLASSES, 0)
+    numerics = Numerics.model_validate({"threads": threads})
+    settings = Settings(
+        steps=steps, seed=0, batch_size=BATCH, lr=3e-3, weight_decay=0.01, numerics=numerics, checkpoint_every_s=1e9
+    )
+    pipeline = Pipeline(Recipe(), numerics)
+
+    def ours(recorder: DynamicsRecorder | None = None) -> None:
+        train_model(copy.deepcopy(fresh), data, settings, pipeline, recorder=recorder)
+
+    return {
+        "ours": ours,
+        "bare": lambda: bare(copy.deepcopy(fresh).train(), data, settings.steps),
+        "recorded": lambda: ours(DynamicsRecorder(len(data.y))),
+        "read": lambda: read(subset),
+    }
+
+
+def rows_of(subset: str, repeats: int, steps: dict[str, int]) -> list[Row]:
+    """Return the lines of trainings on a compact subset."""
     rows = []
-    data = read(subset)
-    for name, use in MODELS.items():
-        fresh = build_model(Use.model_validate(use), SHAPE, CLASSES, 0)
-        numerics = Numerics.model_validate({"threads": threads})
-        settings = Settings(
-            steps=steps[name], seed=0, batch_size=BATCH, lr=3e-3, weight_decay=0.01, numerics=numerics, checkpoint_every_s=1e9
-        )
-        pipeline = Pipeline(Recipe(), numerics)
-
-        def ours(recorder: DynamicsRecorder | None = None) -> None:
-            train_model(copy.deepcopy(fresh), data, settings, pipeline, recorder=recorder)  # noqa: B023
-
-        ways = {
-            "ours": ours,
-            "bare": lambda: bare(copy.deepcopy(fresh).train(), data, settings.steps),  # noqa: B023
-            "recorded": lambda: ours(DynamicsRecorder(len(data.y))),
-            "read": lambda: read(subset),
-        }
+    for name in MODELS:
+        ways = ways_of(subset, name, steps[name])
         times: dict[str, list[float]] = {way: [] for way in ways}
         for turn in range(repeats + 1):
-            for way, work in ways.items():
+            for way, do in ways.items():
                 start = time.perf_counter()
-                work()
+                do()
                 if turn:
                     times[way].append(time.perf_counter() - start)
         found = {way: statistics.median(each) for way, each in times.items()}
         print(f"  {name}: {found}", file=sys.stderr, flush=True)
+        peaks = peaks_of("benchmarks.training", WAYS[:3], "--subset", subset, "--model", name, "--steps", str(steps[name]))
+        said = {way: f"{found[way]:.2f} s, {peaks[way]:.0f} MiB" for way in peaks}
         speed, cost = found["bare"] / found["ours"], found["recorded"] / found["ours"]
-        work = f"training, {name}, {settings.steps} steps of {BATCH}"
+        work = f"training, {name}, {steps[name]} steps of {BATCH}"
         rows += [
-            Row(work, "bare torch loop, data in memory", ">= 0.95x its speed", f"{found['ours']:.2f} s", f"{found['bare']:.2f} s",
+            Row(work, "bare torch loop, data in memory", ">= 0.95x its speed", said["ours"], said["bare"],
                 f"{speed:.2f}x", speed >= 0.95, f"read and verified in {found['read']:.2f} s before"),
-            Row(f"{work}, recorded", "the same without the recorder", "<= 1.05x its time", f"{found['recorded']:.2f} s",
-                f"{found['ours']:.2f} s", f"{cost:.3f}x", cost <= 1.05, f"{recorded_bytes():.0f} bytes an example"),
+            Row(f"{work}, recorded", "the same without the recorder", "<= 1.05x its time", said["recorded"], said["ours"],
+                f"{cost:.3f}x", cost <= 1.05, f"{recorded_bytes():.0f} bytes an example"),
         ]  # fmt: skip
     return rows
 
@@ -150,7 +160,15 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    print(table(measure(parser.parse_args().repeats, {"mlp": 600, "cnn": 100})))
+    parser.add_argument("--way", choices=WAYS, help="do one way once and print nothing; takes the other three options")
+    parser.add_argument("--subset", help="address of a sealed subset")
+    parser.add_argument("--model", choices=tuple(MODELS))
+    parser.add_argument("--steps", type=int)
+    chosen = parser.parse_args()
+    if chosen.way:
+        ways_of(chosen.subset, chosen.model, chosen.steps)[chosen.way]()
+        return
+    print(table(measure(chosen.repeats, {"mlp": 600, "cnn": 100})))
 
 
 if __name__ == "__main__":
