@@ -15,6 +15,7 @@ from flows.config import NOT_SELECTION, RANDOM_ARM, ArmSpec
 from tasks.imports import nearest
 from tasks.report.wording import plural
 from tasks.samplers.registry import PROTOCOLS, protocol_info
+from tasks.selection.spec import SelectionSpec
 
 MAX_COMBINATIONS = 10_000
 PROTOCOL = "protocol"
@@ -129,7 +130,10 @@ def _expand(axes: Axes, keeps: Sequence[float]) -> Grid:
         elif first is not None:
             left_out = [name for name in combination if name not in fields]
             cause = f"{protocol} takes no {' and '.join(left_out)}" if left_out else f"{protocol} is listed in other words"
-            if first is random:
+            if first[PROTOCOL] != protocol:
+                ends = [f"{name}={fields[name]}" for name in ("alpha", "gamma") if fields.get(name) in (0, 1, "0", "1")]
+                cause = f"{protocol} with {' '.join(ends)} is {first[PROTOCOL]}"
+            elif first is random:
                 cause = "random is always there"
             collapsed[cause] = collapsed.get(cause, 0) + 1
         else:
@@ -189,10 +193,28 @@ def _taken(protocol: str) -> tuple[str, ...]:
 def _same(fields: Mapping[str, Any], keep: float) -> bytes:
     """Return bytes that two arms share exactly where they are the same selection. Raises InputError, ValidationError."""
     try:
-        return canonical_json(ArmSpec(**fields).at(keep).effective(), "sweep")
+        return canonical_json(_plainest(ArmSpec(**fields).at(keep)).effective(), "sweep")
     except InputError as error:
         where = " ".join(f"{name}={str(value)[:60]}" for name, value in fields.items())
         raise InputError(f"sweep, {where}: {error}") from error
+
+
+def _plainest(spec: SelectionSpec) -> SelectionSpec:
+    """Return the selection under its plainest name: at the ends of alpha and gamma protocols are one another.
+
+    Alpha 0 spends nothing on the ranking, alpha 1 all; tempered goes from approximate (gamma 0) to exact (gamma 1). An
+    alpha of 0 that leaves unscored examples out is taken for random too.
+    """
+    if spec.protocol not in ("exact", "approximate", "tempered"):
+        return spec
+    none = {"alpha": None, "gamma": None}
+    if spec.alpha == 0:
+        return spec.model_copy(update={**none, "protocol": RANDOM_ARM.protocol, "score": None, "direction": None})
+    if spec.alpha == 1:
+        return spec.model_copy(update={**none, "protocol": "topk"})
+    if spec.gamma in (0, 1):
+        return spec.model_copy(update={"gamma": None, "protocol": "exact" if spec.gamma else "approximate"})
+    return spec
 
 
 def _named(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -82,6 +82,7 @@ class _Case:
     table: Floats | None
     classes: ClassDifference | None
     unpaired: int
+    is_random: bool
 
 
 def compare_with_random(
@@ -96,10 +97,11 @@ def compare_with_random(
     """Return the comparison of every arm of one family, as a rule those of one keep, with `random`, in their order.
 
     Pairs by replicate number; where one has more replicates, those without a partner are left out and `reason` says
-    so. `margin_points` is the half-width within which arms count as equivalent, `non_inferiority_points` the loss that
-    a non-inferior arm has less than; 0 switches the question off. Give `min_replicates` by `least_replicates` where the run
-    names more comparisons than one. Raises InputError on an arm without results, a margin
-    that is no number >= 0, or tables of other test examples.
+    so. An arm that answers every test example as random does, in every replicate, is random: it is in no family, as it
+    can be no false finding and would cost the others power. `margin_points` is the half-width within which arms count
+    as equivalent, `non_inferiority_points` the loss that a non-inferior arm has less than; 0 switches the question off.
+    Give `min_replicates` by `least_replicates` where the run names more comparisons than one. Raises InputError on an
+    arm without results, a margin that is no number >= 0, or tables of other test examples.
     """
     for word, margin in (("equivalence", margin_points), ("non-inferiority", non_inferiority_points)):
         if not (math.isfinite(margin) and margin >= 0):
@@ -112,18 +114,26 @@ def compare_with_random(
             raise InputError(f"arm {name!r} or {versus!r} has no trained replicate; train at least one of each")
         pairs[name] = pair(sample.accuracy[:count] - random.accuracy[:count])
         tables[name] = _table_difference(name, sample, random, count)
-    adjusted, agreement = adjust(pairs, {name: arms[name].accuracy[: one.count] for name, one in pairs.items()})
-    near, loss = equivalence(pairs, margin_points), non_inferiority(pairs, non_inferiority_points)
-    out = []
-    for name, one in pairs.items():
-        case = _Case(
-            one, adjusted[name], near[name], loss[name], tables[name], _classes(arms[name], random, one.count),
-            max(len(arms[name].accuracy), len(random.accuracy)) - one.count,
-        )  # fmt: skip
-        out.append(
-            _judge(name, case, versus, len(pairs), agreement, margin_points, non_inferiority_points, min_replicates)
-        )
-    return out
+    found = {}
+    alike = [name for name, one in pairs.items() if _is_random(one, tables[name])]
+    for names in ([name for name in pairs if name not in alike], *([name] for name in alike)):
+        family = {name: pairs[name] for name in names}
+        adjusted, agreement = adjust(family, {name: arms[name].accuracy[: one.count] for name, one in family.items()})
+        near, loss = equivalence(family, margin_points), non_inferiority(family, non_inferiority_points)
+        for name, one in family.items():
+            case = _Case(
+                one, adjusted[name], near[name], loss[name], tables[name], _classes(arms[name], random, one.count),
+                max(len(arms[name].accuracy), len(random.accuracy)) - one.count, name in alike,
+            )  # fmt: skip
+            found[name] = _judge(
+                name, case, versus, len(family), agreement, margin_points, non_inferiority_points, min_replicates
+            )
+    return [found[name] for name in pairs]
+
+
+def _is_random(one: Paired, table: Floats | None) -> bool:
+    """Return whether every test example was answered as by random in each of several replicates."""
+    return one.count >= 2 and one.mean == 0.0 == one.deviation and table is not None and not table.any()
 
 
 def _table_difference(name: str, sample: Sample, random: Sample, count: int) -> Floats | None:
@@ -163,7 +173,9 @@ def _judge(
             one, found.level, max(least, one.count + 1) if enough else least, margin=0.0 if refusal else margin,
             margin_level=case.near.level, shared=found.shared,
         )  # fmt: skip
-    if one.count >= 2 and one.deviation == 0.0:
+    if case.is_random:
+        reason += "; every test example is answered as by random, in every replicate: it is random, and in no family"
+    elif one.count >= 2 and one.deviation == 0.0:
         reason += f"; all {one.count} differences are equal, so the interval is a point"
     if case.unpaired:
         reason += f"; {case.unpaired} replicate{'s' * (case.unpaired != 1)} without a partner left out"

@@ -133,7 +133,7 @@ def adjustment_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return how the comparisons of one family were adjusted for each other, and why so; empty for none."""
     if not rows:
         return ""
-    first = rows[0]
+    first = max(rows, key=lambda row: int(row["family"]))
     arms, p = first["family"], first["spreads_p"]
     if first["adjustment"] == "paired t":
         return "One comparison with random: paired t, no adjustment."
@@ -306,8 +306,10 @@ def notes(results: Mapping[str, Any]) -> list[str]:
                 "seeds that the race never had: one comparison for each keep, not adjusted over keeps."
             )
     elif len(pruned) > 1:
+        names = len({arm["name"] for arm in pruned})
+        what = f"{plural(len(pruned), 'comparison')} of {plural(names, 'pruned arm')} were made"
         out.append(
-            f"{len(pruned)} pruned arms were compared. The best of them by these figures looks better than it is: "
+            f"{what}. The best of them by these figures looks better than it is: "
             "choose on validation, freeze the choice, and confirm it with fresh selection and training seeds."
         )
     for keep in sorted({arm["keep"] for arm in arms if not arm["full"]}):

@@ -20,9 +20,11 @@ from flows.runs import plan_of
 from flows.sweep import REPLICATES, grid_of
 from tasks.pool import SerialPool
 from tasks.report.publish import read_results, report_name
+from tasks.selection import SelectionSpec, calibrated_selection
 from tests.flows.serial_run import run_serially
 from tests.flows.test_cli import command
 from tests.flows.verify_case import tree
+from tests.tasks.selection_case import random_rows
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -85,6 +87,34 @@ def test_an_arm_that_is_no_selection_at_some_keeps_is_made_at_the_others_and_nam
         ("band el2n beta=0.02 width=0.2", 0.3), ("band el2n beta=0.02 width=0.04", 0.1),
     }  # fmt: skip
     assert all(f"keeps {row['keep']:g} of" in row["reason"] for row in absent)
+
+
+def test_protocols_that_are_one_another_at_the_ends_are_one_arm() -> None:
+    axes = {"protocol": ["topk", "exact", "approximate", "tempered"], "score": "el2n", "alpha": [0, 0.5, 1], "gamma": [0, 1]}
+    grid = expand(axes, [0.1])
+    assert [ArmSpec(**arm).label for arm in grid.arms] == [
+        "topk el2n", "exact el2n alpha=0.5", "approximate el2n alpha=0.5",
+    ]  # fmt: skip
+    assert grid.combinations == 24 == len(grid.arms) + sum(grid.collapsed.values()) + sum(grid.refused.values())
+    said = ("exact with alpha=0 is random", "approximate with alpha=1 is topk", "tempered with alpha=0 gamma=1 is random",
+            "tempered with gamma=0 is approximate", "tempered with gamma=1 is exact")  # fmt: skip
+    assert set(said) <= set(grid.collapsed)
+    # What is called one arm is one selection, to the last bit of every weight.
+    rows = random_rows(400, 0, 20)
+    for one, other in (
+        ({"protocol": "approximate", "alpha": 1.0}, {"protocol": "topk"}),
+        ({"protocol": "tempered", "alpha": 1.0, "gamma": 0.5}, {"protocol": "topk"}),
+        ({"protocol": "tempered", "alpha": 0.5, "gamma": 0.0}, {"protocol": "approximate", "alpha": 0.5}),
+        ({"protocol": "tempered", "alpha": 0.5, "gamma": 1.0}, {"protocol": "exact", "alpha": 0.5}),
+        *(({"protocol": name, "alpha": 0.0, "gamma": gamma}, {"protocol": "random", "score": None})
+          for name, gamma in (("exact", None), ("approximate", None), ("tempered", 0.5))),
+    ):  # fmt: skip
+        tables = [
+            pa.concat_tables(calibrated_selection(rows, SelectionSpec(**{"keep": 0.1, "score": "el2n", **arm}), 7).tables())
+            for arm in (one, other)
+        ]
+        for name in ("example_id", "weight"):
+            assert tables[0].column(name).equals(tables[1].column(name)), (one, other, name)
 
 
 def test_the_order_of_keeps_changes_no_arm() -> None:

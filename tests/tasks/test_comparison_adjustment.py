@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tasks.comparison import compare_with_random, dunnett, paired
+from tasks.comparison import Sample, compare_with_random, dunnett, paired
 from tasks.comparison.adjustment import adjust, holm
 from tests.oracles import comparison as oracle
 from tests.tasks.comparison_case import sample
@@ -137,3 +137,36 @@ def test_family_error_of_equal_arms_is_at_most_5_percent(arms: int) -> None:
     assert wrong / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
     # A quarter of families of equal spreads look as if they differed.
     assert shared / draws == pytest.approx(0.75, abs=0.08)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_an_arm_that_is_random_is_in_no_family(count: int) -> None:
+    generator = np.random.default_rng(count)
+    correct = generator.random((10, 400)) < 0.9
+    base = sample(100 * correct.mean(axis=1), correct)
+
+    def other(shift: int) -> Sample:
+        answers = correct.copy()
+        for row in answers:
+            row[generator.integers(0, 400, 30)] = True
+            row[generator.integers(0, 400, shift)] = False
+        return sample(100 * answers.mean(axis=1), answers)
+
+    arms = {f"arm {number}": other(4 * number) for number in range(count)}
+    alike = {"first": sample(base.accuracy, correct.copy()), **arms, "last": sample(base.accuracy, correct.copy())}
+    found = compare_with_random(alike, base, margin_points=5.0)
+    assert [one.arm for one in found] == list(alike)
+    assert found[1:-1] == compare_with_random(arms, base, margin_points=5.0)
+    for one in (found[0], found[-1]):
+        assert (one.family, one.adjustment, one.ci95, one.verdict) == (1, "paired t", (0.0, 0.0), "equivalent")
+        assert "it is random, and in no family" in one.reason
+    # Equal accuracies of other answers are another arm.
+    swapped = sample(base.accuracy, np.roll(correct, 1, axis=1))
+    assert compare_with_random({**arms, "swapped": swapped}, base, margin_points=5.0)[0].family == count + 1
+
+
+def test_a_run_of_nothing_but_random_is_compared_all_the_same() -> None:
+    correct = np.random.default_rng(0).random((10, 400)) < 0.9
+    base = sample(100 * correct.mean(axis=1), correct)
+    (one,) = compare_with_random({"only": base}, base, margin_points=5.0)
+    assert one.verdict == "equivalent" and one.family == 1
