@@ -87,7 +87,8 @@ def write_table(out: Path, work: Path, cells: Mapping[str, Described], more: Seq
             if absent:
                 missing.append(f"{keeps}: {listed(absent)}")
         if found:
-            parts.append(_cell(name, cell, found, times))
+            seconds = sum(value for key, value in times.items() if key.startswith(f"cells_{name}_"))
+            parts.append(section(name, cell, found, seconds))
             losses += [_loss(cell.title, keep, kind, found) for keep in _keeps(found) for kind in CALIBRATED]
     parts.append(LOSSES + "\n".join(losses) + "\n")
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
@@ -111,15 +112,14 @@ def _times(work: Path) -> dict[str, float]:
     return seconds
 
 
-def _cell(name: str, cell: Described, found: list[dict[str, Any]], times: dict[str, float]) -> str:
-    """Return the section of one cell."""
+def section(name: str, cell: Described, found: list[dict[str, Any]], seconds: float) -> str:
+    """Return the section of one cell from the results of its sweeps and the seconds that they took."""
     rows = [(results, arm) for results in found for arm in results["arms"]]
     comparisons = {(row["keep"], row["arm"]): row for results in found for row in results["comparisons"]}
     random = {arm["keep"]: arm for _, arm in rows if arm["name"] == "random"}
     keeps = sorted(random)
     data = found[0]["dataset"]
     proxy = ProxySpec.model_validate(cell.config(name, cell.groups[0])["proxy"])
-    seconds = sum(value for key, value in times.items() if key.startswith(f"cells_{name}_"))
     facts = (
         f"{data['n_train']:,} train, {data['n_validation']:,} validation and {data['n_test']:,} test examples. Scoring: "
         f"{plural(proxy.seeds, 'proxy').replace('proxys', 'proxies')} of {proxy.steps_for(data['n_train']):,} steps of "
