@@ -21,7 +21,7 @@ from tasks.report.vega import SERIES_STYLE
 from tasks.report.wording import GLOSSARY, bounds, count, duration, kept_text, needed_text, percent, signed, with_margin
 
 HEADERS = (
-    "arm", "verdict", "difference to random", "accuracy, %", "non-inferior", "kept", "steps", "batch", "epochs", "touched",
+    "arm", "verdict", "difference to random", "accuracy, %", "non-inferior", "kept", "touched", "steps", "batch", "epochs",
     "scoring steps", "over test examples too", "worst class, %", "its difference", "score", "protocol", "alpha", "why",
 )  # fmt: skip
 WORDS = ("verdict", "non-inferior", "score", "protocol", "why")
@@ -145,10 +145,10 @@ def _cells(arm: Mapping[str, Any], row: Mapping[str, Any] | None) -> list[str]:
         with_margin(arm["mean"], arm["ci95"]),
         loss,
         kept_text(arm),
+        count(arm["examples_touched"]),
         count(arm["steps"]),
         count(arm["batch_size"]),
         f"{arm['epochs']:.1f}",
-        count(arm["examples_touched"]),
         scoring_cell(arm["scoring_steps"]),
         two_way,
         escape(f"{worst['accuracy']:.1f} ({worst['name']})"),

@@ -33,7 +33,7 @@ table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:t
 th,td{padding:.45rem .75rem;text-align:right;white-space:nowrap;border-top:1px solid var(--rule)}
 thead th{border-top:0;color:var(--soft);font-weight:600;vertical-align:bottom}
 th:first-child,td:first-child{text-align:left;white-space:normal;min-width:min(17rem,40vw);max-width:24rem;overflow-wrap:anywhere}
-td.words,th.words{text-align:left}td.why{white-space:normal;min-width:24rem}
+td.words,th.words{text-align:left}td.why{white-space:normal;min-width:46rem}
 .verdict{font-weight:650}.v-better{color:var(--better)}.v-worse{color:var(--worse)}
 .v-equivalent{color:var(--equivalent)}.v-undecided{color:var(--undecided)}
 .key{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;color:var(--soft);font-size:.85rem;margin:.3rem 0 .2rem;padding:0;
