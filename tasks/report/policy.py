@@ -107,8 +107,15 @@ def policy_sentence(entry: Mapping[str, Any], wall: Mapping[str, Any], keeps: in
     what = "scoring and search" if costs["scoring_steps"] is not None else "the search, without the scores you brought,"
     return (
         f"{start}{found}; {what} cost {full} ({count(costs['steps'])} steps; {time_text(wall, keeps)}), every later training "
-        f"{percent(entry['keep'])} of the data."
+        f"{percent(entry['keep'])} of the data{_share_of_steps(entry)}."
     )
+
+
+def _share_of_steps(entry: Mapping[str, Any]) -> str:
+    """Return what a later training takes of a full one's steps, empty where that is its share of the data, to a tenth."""
+    costs = entry["costs"]
+    share = costs["later_training_steps"] / costs["full_training_steps"]
+    return "" if share <= 1.1 * entry["keep"] else f" and {percent(float(f'{share:.2g}'))} of the steps"
 
 
 def _points(value: float) -> str:

@@ -75,7 +75,7 @@ def test_a_race_ends_with_an_answer_its_evidence_and_its_cost(folder: Path) -> N
         assert costs["scoring_steps"] is None and costs["full_trainings"] == 17.0
         said = entry["sentence"]
         assert said.startswith(f"Keep {100 * keep:.0f} %: ") and "cost 17.0 full trainings (255 steps" in said
-        assert said.endswith(f"every later training {100 * keep:.0f} % of the data.")
+        assert said.endswith(f"every later training {100 * keep:.0f} % of the data and 100 % of the steps.")
     assert results["headline"].startswith("Keep 10 %: ")
     assert [arm["name"] for arm in results["arms"]] == ["random", "topk clean"] * 2
     page = store.read(report_name(plan.run_name, "index.html")).decode()

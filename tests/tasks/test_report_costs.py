@@ -118,7 +118,7 @@ def test_scoring_stands_in_results_headline_table_and_notes(store: Store) -> Non
 
 def test_a_winner_that_too_few_replicates_met_random_in_is_told_what_it_takes() -> None:
     confirmation = {"ci95": [0.5, 3.0], "replicates": 5, "mean_difference": 1.7, "verdict": "undecided"}
-    costs = {"full_trainings": 1.4, "scoring_steps": 100, "steps": 900}
+    costs = {"full_trainings": 1.4, "scoring_steps": 100, "steps": 900, "later_training_steps": 10, "full_training_steps": 100}
     entry: dict[str, Any] = {"confirmation": confirmation, "winner": "a", "answer": "random", "candidates": {"a": {}}}
     entry |= {"keep": 0.1, "costs": costs}
     wall = {"seconds": 9.0, "attempts": 1, "trainings": 30, "not_known": 0}
@@ -140,5 +140,7 @@ def test_time_that_is_not_known_is_no_small_number(wall: tuple[float | None, int
     record = {"seconds": wall[0], "attempts": 1, "trainings": 85, "not_known": wall[1]}
     assert time_text(record, 2) == said and time_text(record, 1) == said.replace(" for all keeps", "")
     costs = {"full_trainings": 35.2, "scoring_steps": 100, "steps": 25_320}
+    costs |= {"later_training_steps": 300, "full_training_steps": 720}
     entry: dict[str, Any] = {"confirmation": None, "candidates": {"a": {}}, "keep": 0.1, "costs": costs}
     assert f"scoring and search cost 35.2 full trainings (25,320 steps; {said}), every later" in policy_sentence(entry, record, 2)
+    assert policy_sentence(entry, record, 2).endswith("every later training 10 % of the data and 42 % of the steps.")
