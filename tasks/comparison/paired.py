@@ -29,12 +29,14 @@ class Sample:
 
     `accuracy` (R,) float64 in percent; `correct` (R, T) bool over one fixed order of the test examples, or None where
     it is not known (then no standard error of the test set can be stated, and no claim within a margin). `by_class`
-    (R, K) float64 in percent, NaN for a class without test examples, or None.
+    (R, K) float64 in percent, NaN for a class without test examples, or None. `draws_as_random` says that its subsets
+    are random's own.
     """
 
     accuracy: Floats
     correct: Bools | None = None
     by_class: Floats | None = None
+    draws_as_random: bool = False
 
 
 @dataclass(frozen=True)

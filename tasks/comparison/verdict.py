@@ -97,8 +97,8 @@ def compare_with_random(
     """Return the comparison of every arm of one family, as a rule those of one keep, with `random`, in their order.
 
     Pairs by replicate number; where one has more replicates, those without a partner are left out and `reason` says
-    so. An arm that answers every test example as random does, in every replicate, is random: it is in no family, as it
-    can be no false finding and would cost the others power. `margin_points` is the half-width within which arms count
+    so. An arm that draws as random does, with no difference in any replicate, is random: it is in no family, as it can
+    be no false finding and would cost the others power. `margin_points` is the half-width within which arms count
     as equivalent, `non_inferiority_points` the loss that a non-inferior arm has less than; 0 switches the question off.
     Give `min_replicates` by `least_replicates` where the run names more comparisons than one. Raises InputError on an
     arm without results, a margin that is no number >= 0, or tables of other test examples.
@@ -115,7 +115,8 @@ def compare_with_random(
         pairs[name] = pair(sample.accuracy[:count] - random.accuracy[:count])
         tables[name] = _table_difference(name, sample, random, count)
     found = {}
-    alike = [name for name, one in pairs.items() if _is_random(one, tables[name])]
+    # On a GPU equal subsets may end in other weights: then it is compared as any arm.
+    alike = [name for name, one in pairs.items() if arms[name].draws_as_random and one.mean == 0.0 == one.deviation]
     for names in ([name for name in pairs if name not in alike], *([name] for name in alike)):
         family = {name: pairs[name] for name in names}
         adjusted, agreement = adjust(family, {name: arms[name].accuracy[: one.count] for name, one in family.items()})
@@ -129,11 +130,6 @@ def compare_with_random(
                 name, case, versus, len(family), agreement, margin_points, non_inferiority_points, min_replicates
             )
     return [found[name] for name in pairs]
-
-
-def _is_random(one: Paired, table: Floats | None) -> bool:
-    """Return whether every test example was answered as by random in each of several replicates."""
-    return one.count >= 2 and one.mean == 0.0 == one.deviation and table is not None and not table.any()
 
 
 def _table_difference(name: str, sample: Sample, random: Sample, count: int) -> Floats | None:
@@ -174,7 +170,7 @@ def _judge(
             margin_level=case.near.level, shared=found.shared,
         )  # fmt: skip
     if case.is_random:
-        reason += "; every test example is answered as by random, in every replicate: it is random, and in no family"
+        reason += "; without signal it draws what random draws: it is random, and in no family"
     elif one.count >= 2 and one.deviation == 0.0:
         reason += f"; all {one.count} differences are equal, so the interval is a point"
     if case.unpaired:

@@ -35,7 +35,7 @@ class Correctness:
         accuracy = np.array([float(seal.meta["accuracy"]) for seal in arm.trains])
         # None, a class without test examples, becomes NaN.
         by_class = np.array([seal.meta["class_accuracy"] for seal in arm.trains], dtype=float)
-        return Sample(accuracy, np.stack([self._of(arm, seal) for seal in arm.trains]), by_class)
+        return Sample(accuracy, np.stack([self._of(arm, seal) for seal in arm.trains]), by_class, arm.draws_as_random)
 
     def _of(self, arm: ArmResult, seal: Seal) -> Bools:
         import numpy as np

@@ -46,6 +46,14 @@ class ArmResult:
         return self.selections is not None and self.protocol == "random"
 
     @property
+    def draws_as_random(self) -> bool:
+        """Return whether its selections are those of the baseline: without signal, class budgets or examples left out."""
+        return self.protocol in ("exact", "approximate", "tempered") and all(
+            not seal.meta["num_signal"] and seal.meta["classes"] is None and not seal.meta["n_missing"]
+            for seal in self.selections or ()
+        )
+
+    @property
     def rotates(self) -> bool:
         """Return whether the arm draws its subset anew in every epoch."""
         info = PROTOCOLS.get(self.protocol)

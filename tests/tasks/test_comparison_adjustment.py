@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,20 +154,21 @@ def test_an_arm_that_is_random_is_in_no_family(count: int) -> None:
         return sample(100 * answers.mean(axis=1), answers)
 
     arms = {f"arm {number}": other(4 * number) for number in range(count)}
-    alike = {"first": sample(base.accuracy, correct.copy()), **arms, "last": sample(base.accuracy, correct.copy())}
+    same = Sample(base.accuracy, correct.copy(), draws_as_random=True)
+    alike = {"first": same, **arms, "last": same}
     found = compare_with_random(alike, base, margin_points=5.0)
     assert [one.arm for one in found] == list(alike)
     assert found[1:-1] == compare_with_random(arms, base, margin_points=5.0)
     for one in (found[0], found[-1]):
         assert (one.family, one.adjustment, one.ci95, one.verdict) == (1, "paired t", (0.0, 0.0), "equivalent")
         assert "it is random, and in no family" in one.reason
-    # Equal accuracies of other answers are another arm.
-    swapped = sample(base.accuracy, np.roll(correct, 1, axis=1))
-    assert compare_with_random({**arms, "swapped": swapped}, base, margin_points=5.0)[0].family == count + 1
+    # Equal results alone do not make an arm random, nor does an equal draw that came out otherwise.
+    for other_arm in (sample(base.accuracy, correct.copy()), replace(arms["arm 0"], draws_as_random=True)):
+        assert compare_with_random({**arms, "one more": other_arm}, base, margin_points=5.0)[0].family == count + 1
 
 
 def test_a_run_of_nothing_but_random_is_compared_all_the_same() -> None:
     correct = np.random.default_rng(0).random((10, 400)) < 0.9
     base = sample(100 * correct.mean(axis=1), correct)
-    (one,) = compare_with_random({"only": base}, base, margin_points=5.0)
+    (one,) = compare_with_random({"only": replace(base, draws_as_random=True)}, base, margin_points=5.0)
     assert one.verdict == "equivalent" and one.family == 1
