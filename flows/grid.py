@@ -132,7 +132,9 @@ def _expand(axes: Axes, keeps: Sequence[float]) -> Grid:
             cause = f"{protocol} takes no {' and '.join(left_out)}" if left_out else f"{protocol} is listed in other words"
             if first[PROTOCOL] != protocol:
                 ends = [f"{name}={fields[name]}" for name in ("alpha", "gamma") if fields.get(name) in (0, 1, "0", "1")]
-                cause = f"{protocol} with {' '.join(ends)} is {first[PROTOCOL]}"
+                cause = f"{protocol} is {ArmSpec(**first).label}"
+                if ends:
+                    cause = f"{protocol} with {' '.join(ends)} is {first[PROTOCOL]}"
             elif first is random:
                 cause = "random is always there"
             collapsed[cause] = collapsed.get(cause, 0) + 1

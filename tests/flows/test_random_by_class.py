@@ -67,6 +67,15 @@ def test_a_draw_with_class_budgets_is_an_arm_beside_random(tmp_path: Path) -> No
     assert page.count("the baseline") == 1 and NAME in page
 
 
+def test_an_arm_without_signal_is_random_and_adjusts_nothing(tmp_path: Path) -> None:
+    top, none = {"protocol": "topk", "score": "el2n"}, {"protocol": "exact", "score": "el2n", "alpha": 0}
+    results = run_serially(make_plan(config(none, top)), Store(str(tmp_path)), SerialPool())
+    rows = {row["arm"]: row for row in results["comparisons"]}
+    assert [row["family"] for row in rows.values()] == [1, 1]
+    assert "it is random, and in no family" in rows["exact el2n alpha=0"]["reason"]
+    assert "it is random" not in rows["topk el2n"]["reason"]
+
+
 def kept_by_class(store: Path, key: str) -> np.ndarray[Any, Any]:
     """Return how many examples of each class a sealed selection keeps."""
     import json

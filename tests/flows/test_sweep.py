@@ -99,6 +99,8 @@ def test_protocols_that_are_one_another_at_the_ends_are_one_arm() -> None:
     said = ("exact with alpha=0 is random", "approximate with alpha=1 is topk", "tempered with alpha=0 gamma=1 is random",
             "tempered with gamma=0 is approximate", "tempered with gamma=1 is exact")  # fmt: skip
     assert set(said) <= set(grid.collapsed)
+    other_way = expand({"protocol": ["approximate", "topk"], "score": "el2n", "alpha": 1}, [0.1])
+    assert other_way.collapsed == {"topk is approximate el2n alpha=1": 1}
     # What is called one arm is one selection, to the last bit of every weight.
     rows = random_rows(400, 0, 20)
     for one, other in (
