@@ -20,8 +20,8 @@ import psutil
 
 REPEATS = 5
 SAMPLE_SECONDS = 0.02
-# Where it is set, every start compiles this project's modules anew (0.13 s of the processor for `select`), and none of the peers',
-# which pip compiled.
+# Where it is set, every start compiles this project's modules anew (0.13 s of the processor for `select`), and none of its
+# peers', which pip compiled.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 OUTPUTS = (":!benchmarks/RESULTS.md", ":!benchmarks/scale.jsonl")
 
