@@ -34,7 +34,7 @@ def run_select(
         print_json(summary)
         return
     for name, value in summary.items():
-        if not isinstance(value, dict | list):
+        if value is not None and not isinstance(value, dict | list):
             say(f"{name:<20}{value}")
     for note in summary.get("notes", []):
         say(f"note: {note}")

@@ -206,6 +206,8 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
     notes = []
     if "allocation" in facts:
         notes.append(allocation_note(facts["allocation"]))
+    if facts["alpha"] and not facts["num_signal"]:
+        notes.append(f"alpha {facts['alpha']:g} of {facts['num_kept']} kept rounds to no signal: all of it is drawn at random")
     if facts["n_missing"]:
         notes.append(missing_note(facts["missing"], facts["n_missing"], facts["n"]))
     if facts["protocol"] == "band" and facts["classes"] is None:

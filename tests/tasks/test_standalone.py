@@ -100,6 +100,14 @@ def test_other_column_names_types_and_dictionaries(tmp_path: Path) -> None:
     assert first.equals(second)
 
 
+def test_alpha_that_rounds_to_no_signal_is_said(tmp_path: Path) -> None:
+    path = _write(tmp_path, _frame())
+    alone = _select(path, tmp_path / "out", keep=1 / N, alpha=0.5)
+    assert (alone["num_kept"], alone["num_signal"]) == (1, 0)
+    assert alone["notes"] == ["alpha 0.5 of 1 kept rounds to no signal: all of it is drawn at random"]
+    assert _select(path, tmp_path / "out", keep=10 / N, alpha=0.5)["notes"] == []
+
+
 def test_narrow_integer_ids_are_the_same_ids(tmp_path: Path) -> None:
     frame = _frame()
     ids = np.arange(N)
