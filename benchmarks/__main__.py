@@ -2,7 +2,7 @@
 
 Each figure is a ratio of medians measured side by side in one run, after a warm-up. A part is written once it is measured, with
 its date, commit and versions; the parts not asked for stay as they were. --quick takes small sizes and two repeats: it shows
-that everything runs, and says so.
+that everything runs, says so, and writes build/RESULTS-quick.md.
 """
 
 from __future__ import annotations
@@ -67,13 +67,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="names of comparisons, as in RESULTS.md; default all")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", default=str(Path(__file__).with_name("RESULTS.md")))
+    parser.add_argument("--out", type=Path, help="file to write; default benchmarks/RESULTS.md, with --quick a file in build")
     arguments = parser.parse_args()
     known = parts(arguments.quick)
     unknown = set(arguments.names) - set(known)
     if unknown:
         parser.error(f"no comparison {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    path = Path(arguments.out)
+    usual = Path("build/RESULTS-quick.md") if arguments.quick else Path(__file__).with_name("RESULTS.md")
+    path = arguments.out or usual
+    path.parent.mkdir(parents=True, exist_ok=True)
     found: list[Row] = []
     failed: list[str] = []
     for name in arguments.names or known:

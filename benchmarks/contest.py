@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import signal
 import statistics
 import subprocess
@@ -165,6 +166,13 @@ def versions() -> str:
         except PackageNotFoundError:
             found.append(f"{name} not installed")
     return f"Python {platform.python_version()}, {', '.join(found)}; {os.cpu_count()} cores"
+
+
+def machine() -> str:
+    """Return what the figures were measured on: cores and processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{os.cpu_count()} x {model}"
 
 
 def commit() -> str:

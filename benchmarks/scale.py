@@ -1,6 +1,7 @@
 """How each stage grows with rows, shards, proxies, classes and nodes: `python -m benchmarks.scale [--part NAME] [--fits]`.
 
 Every measurement is a line of JSON in --out, and what has its line there is not measured again: a stopped benchmark goes on.
+Lines of another commit or machine are refused, as figures of two are no fit; `benchmarks/scale.jsonl` holds docs/scale.md's.
 Stages are run one after the other by the serial pool on one thread, and their cost is CPU seconds: seconds of the clock also
 tell what else the machine does. docs/scale.md says what follows for 1e10 examples.
 """
@@ -12,7 +13,7 @@ import contextlib
 import functools
 import json
 import os
-import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -27,18 +28,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.contest import commit
+from benchmarks.contest import commit, machine
 from benchmarks.scale_calls import Counted, counted_requests, s3_server
 
 STAGES = ("shard", "proxy", "score", "merge", "select", "subset", "train")
 GROUP_ROWS, WRITE_VALUES = 256, 2**24
 LONG_SECONDS = 20.0
-OUT = Path(__file__).with_name("scale.jsonl")
+OUT = Path("build/scale.jsonl")
 
 
 @dataclass(frozen=True)
 class Point:
-    """Name one size of a run: its train rows, shards, proxies, classes and float32 features, and where its store is."""
+    """Name one size of a run: its train rows, shards, proxies, classes and float32 features, and where its data and store are."""
 
     rows: int = 100_000
     shards: int = 10
@@ -56,6 +57,8 @@ SWEEPS: dict[str, list[Point]] = {
     "classes": [replace(BASE, classes=classes) for classes in (2, 10, 30, 100, 300, 1000)],
     "features": [replace(BASE, rows=50_000, features=features) for features in (8, 24, 80, 240, 768)],
     "s3": [replace(BASE, rows=100 * shards, shards=shards, store="s3") for shards in (5, 10, 20)],
+    # Shards of 61 and 184 MB: whether a large one is read in more requests.
+    "s3_wide": [replace(BASE, rows=2 * rows, shards=2, features=768, store="s3") for rows in (20_000, 60_000)],
 }
 
 
@@ -76,7 +79,18 @@ def make_data(folder: Path, point: Point) -> None:
                 writer.write_table(table, row_group_size=group)
 
 
-def _config(folder: Path, point: Point) -> dict[str, Any]:
+def reset_peak() -> None:
+    """Have the kernel forget the process's peak of memory, so that what `peak_mib` says next is of what comes."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> float:
+    """Return the most memory that was resident since the last `reset_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _config(folder: str, point: Point) -> dict[str, Any]:
     model = {"use": "mlp", "args": {"hidden": [8]}}
     data = {"source": "parquet", "train": f"{folder}/train.parquet", "test": f"{folder}/test.parquet",
             "shard_rows": point.rows // point.shards}  # fmt: skip
@@ -87,8 +101,8 @@ def _config(folder: Path, point: Point) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_stages(folder: Path, point: Point, uri: str) -> dict[str, Any]:
-    """Return, by stage, the CPU seconds, the seconds, the process's peak MiB up to its end, and what it asked of the store."""
+def run_stages(folder: str, point: Point, uri: str) -> dict[str, Any]:
+    """Return, by stage, the CPU seconds, the seconds, the process's peak MiB, and what it asked of its store (of S3)."""
     from cluster.storage import Store
     from flows.config import parse_config
     from flows.pipeline import distinct, merge_inputs, proxy_inputs, score_inputs, select_inputs, train_inputs
@@ -112,10 +126,12 @@ def run_stages(folder: Path, point: Point, uri: str) -> dict[str, Any]:
     @contextlib.contextmanager
     def clock(stage: str) -> Iterator[None]:
         count.clear()
+        reset_peak()
         start, cpu = time.perf_counter(), time.process_time()
         yield
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        out[stage] = {"cpu": time.process_time() - cpu, "seconds": time.perf_counter() - start, "peak_mib": peak, **count}
+        out[stage] = {
+            "cpu": time.process_time() - cpu, "seconds": time.perf_counter() - start, "peak_mib": peak_mib(), **count
+        }  # fmt: skip
 
     with counted_requests(count) if point.store == "s3" else contextlib.nullcontext():
         with clock("shard"):
@@ -146,9 +162,25 @@ def measure_stages(point: Point) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         os.environ["SECATEUR_CACHE"] = str(folder / "cache")
-        make_data(folder, point)
-        uri = str(folder / "store") if point.store == "files" else stack.enter_context(s3_server())
-        return run_stages(folder, point, uri)
+        data = folder / "data"
+        data.mkdir()
+        make_data(data, point)
+        if point.store == "files":
+            return run_stages(str(data), point, str(folder / "store"))
+        uri = stack.enter_context(s3_server())
+        there = f"{uri.rpartition('/')[0]}/data"
+        upload(data, there)
+        return run_stages(there, point, uri)
+
+
+def upload(folder: Path, uri: str) -> None:
+    """Put the files of a folder below a URI in S3."""
+    from cluster.storage import filesystem
+
+    for path in folder.iterdir():
+        fs, name = filesystem(f"{uri}/{path.name}")
+        with path.open("rb") as source, fs.open(name, "wb") as target:
+            shutil.copyfileobj(source, target, 2**24)
 
 
 @functools.cache
@@ -165,11 +197,18 @@ def known_lines(out: Path, part: str | None = None) -> list[dict[str, Any]]:
 
 
 def note(out: Path, part: str, place: dict[str, Any], repeat: int, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the line of a measurement, measuring it and adding the line where there is none."""
-    for line in known_lines(out, part):
-        if line["place"] == place and line["repeat"] == repeat:
+    """Return the line of a measurement, measuring it and adding the line where there is none.
+
+    Raises ValueError where the file has lines of another commit or machine.
+    """
+    of = {"commit": commit(), "machine": machine()}
+    for line in known_lines(out):
+        if {name: line[name] for name in of} != of:
+            raise ValueError(f"{out} has figures of {line['commit']} on {line['machine']}, and this is {of}: give another --out")
+        if (line["part"], line["place"], line["repeat"]) == (part, place, repeat):
             return line
-    found = {"part": part, "place": place, "repeat": repeat, "commit": commit(), "found": measure()}
+    found = {"part": part, "place": place, "repeat": repeat, **of, "found": measure()}
+    out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a") as file:
         file.write(json.dumps(found) + "\n")
     print(f"{part} {place} {repeat}: {json.dumps(found['found'])[:150]}", file=sys.stderr, flush=True)
@@ -184,7 +223,7 @@ def sweep(out: Path, part: str, repeats: int) -> None:
         return measure_stages(point)
 
     for point in SWEEPS[part]:
-        for repeat in range(1 if part == "s3" else repeats):
+        for repeat in range(1 if part.startswith("s3") else repeats):
             line = note(out, part, asdict(point), repeat, partial(measure, point))
             if sum(line["found"][stage]["cpu"] for stage in STAGES) > LONG_SECONDS:
                 break

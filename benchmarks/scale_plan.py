@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.scale_fit import Fit, fit_power
-from benchmarks.scale_tables import Line, asked_of_s3, fit_of, markdown, number, seal_bytes, volume
+from benchmarks.scale_tables import Line, asked_of_s3, fit_of, markdown, number, reads_a_megabyte, seal_bytes, size_of, volume
 
 DRIVER_PASSES = {"shard": 2, "merge": 2}
 """How often the driver hands out all shards: `shard` reads and then splits, `merge` looks for ranges and then merges."""
@@ -25,8 +25,10 @@ class Cluster:
     cores_a_gpu: int = 16
     proxies: int = 3
     keep: float = 0.1
-    scored_a_second: float = 17_868.0
-    """Rows of one GPU and proxy, publishing included (benchmarks/gpu.md: ResNet-18, float32, one H200)."""
+    scored_a_second: float = 16_007.0
+    """Rows of one GPU and proxy (benchmarks/gpu.md: ResNet-18, 32x32, float32, passes of 256 rows, one H200)."""
+    select_cores: int = 4
+    """One process, which gains nothing by more readers."""
     puts_a_second: float = 3500.0
     gets_a_second: float = 5500.0
     dollars_a_put: float = 5e-6
@@ -40,16 +42,29 @@ class Cluster:
         return self.examples / self.shard_rows
 
 
-def cpu_a_row(lines: Sequence[Line], stage: str, features: int) -> float:
-    """Return the CPU seconds of a row: of the largest table, and what its features add."""
-    rows, wide = fit_of(lines, "rows", stage), [line for line in lines if line["part"] == "features"]
-    most = max(line["place"]["rows"] for line in lines if line["part"] == "rows")
+def cpu_of(lines: Sequence[Line], stage: str, there: Cluster) -> tuple[float, float, float]:
+    """Return the CPU seconds of a stage in a straight line of the rows, then at either end of the exponent's interval.
+
+    Rows cost what the largest table says, and what features and proxies add; shards what the sweep over them adds.
+    """
+    fit, most = fit_of(lines, "rows", stage), max(line["place"]["rows"] for line in lines if line["part"] == "rows")
+    over = fit_of(lines, "shards", stage)
+    at = max(size_of(line, "shards") for line in lines if line["part"] == "shards")
+    shards = max(0.0, over.at(at) - over.fixed) / at * there.shards
+    more = features_more(lines, stage, there.features) + (there.proxies - 1) * a_proxy_more(lines, stage)[2]
+    row, factor = (fit.at(most) - fit.fixed) / most, there.examples / most
+    low, high = (there.examples * (row * factor ** (exponent - 1) + more) + shards for exponent in (fit.low, fit.high))
+    return there.examples * (row + more) + shards, low, high
+
+
+def features_more(lines: Sequence[Line], stage: str, features: int) -> float:
+    """Return the CPU seconds that a row of so many features takes more than one of 8."""
+    wide = [line for line in lines if line["part"] == "features"]
 
     def mean(width: int) -> float:
         return median(line["found"][stage]["cpu"] for line in wide if line["place"]["features"] == width)
 
-    more = max(0.0, mean(features) - mean(8)) / wide[0]["place"]["rows"]
-    return (rows.at(most) - rows.fixed) / most + more
+    return max(0.0, mean(features) - mean(8)) / float(wide[0]["place"]["rows"])
 
 
 def a_proxy_more(lines: Sequence[Line], stage: str) -> tuple[float, float, float]:
@@ -75,17 +90,18 @@ def fastest(lines: Sequence[Line]) -> float:
 
 def stages(lines: Sequence[Line], there: Cluster) -> str:
     """Return the table of stages: requests, bytes, the time that the narrowest of its limits takes, and cost."""
-    asked, moved, rate = asked_of_s3(lines), volume(lines), fastest(lines)
+    asked, moved, rate, more_reads = asked_of_s3(lines), volume(lines), fastest(lines), reads_a_megabyte(lines)
     rows = []
     for stage in ("shard", "score", "merge", "select", "subset"):
         reads, writes = (each * there.shards + fixed for each, fixed in asked[stage].values())
         width = 4 * there.features * {"shard": 2, "score": 1, "subset": 1}.get(stage, 0)
         kept = there.keep * 4 * there.features if stage == "subset" else 0.0
-        more_written, more_read, more_cpu = ((there.proxies - 1) * each for each in a_proxy_more(lines, stage))
+        reads += more_reads[stage] * 4e-6 * there.features * there.examples
+        more_written, more_read, _ = ((there.proxies - 1) * each for each in a_proxy_more(lines, stage))
         written = (moved[stage][0] + kept + more_written) * there.examples
         read = (moved[stage][1] + width + more_read) * there.examples
-        cpu = (cpu_a_row(lines, stage, there.features) + more_cpu) * there.examples
-        cores = there.cores_a_gpu * (there.gpus if stage != "select" else 1)
+        cpu, low, high = cpu_of(lines, stage, there)
+        cores = there.cores_a_gpu * there.gpus if stage != "select" else there.select_cores
         limits = {
             "cores": cpu / cores,
             "GPUs": there.proxies * there.examples / there.scored_a_second / there.gpus if stage == "score" else 0.0,
@@ -96,10 +112,11 @@ def stages(lines: Sequence[Line], there: Cluster) -> str:
         dollars = reads * there.dollars_a_get + writes * there.dollars_a_put
         whole = dollars + there.gpus * seconds / 3600 * there.dollars_a_gpu_hour
         rows.append([
-            stage, number(reads), number(writes), number(read / 1e12), number(written / 1e12), number(cpu / 3600),
+            stage, number(reads), number(writes), number(read / 1e12), number(written / 1e12),
+            f"{number(cpu / 3600)} ({number(low / 3600)} to {number(high / 3600)})",
             *(number(one) if one else "-" for one in limits.values()), number(dollars), number(whole),
         ])  # fmt: skip
-    head = ["stage", "S3 reads", "S3 writes", "TB read", "TB written", "core hours", "s, by cores", "s, by GPUs",
+    head = ["stage", "S3 reads", "S3 writes and lists", "TB read", "TB written", "core hours", "s, by cores", "s, by GPUs",
             "s, by requests of one prefix", "s, by the driver", "dollars of requests", "and of 1,000 GPUs meanwhile"]  # fmt: skip
     return markdown(head, rows)
 

@@ -50,7 +50,7 @@ def growth(lines: Sequence[Line]) -> str:
             peak = max(line["found"][stage]["peak_mib"] for line in chosen if size_of(line, part) == most)
             out.append([part, stage, f"{fit.exponent:.2f} [{fit.low:.2f}, {fit.high:.2f}]", number(fit.fixed),
                         f"{fit.spread:.2f}", f"{most:,}", number(sum(there) / len(there)), number(peak)])  # fmt: skip
-    head = ["over", "stage", "exponent [95 %]", "fixed, CPU s", "spread of log", "at most", "CPU s there", "peak MiB so far"]
+    head = ["over", "stage", "exponent [95 %]", "fixed, CPU s", "spread of log", "at most", "CPU s there", "peak MiB there"]
     return markdown(head, out)
 
 
@@ -73,6 +73,17 @@ def asked_of_s3(lines: Sequence[Line]) -> dict[str, dict[str, tuple[float, float
     return out
 
 
+def reads_a_megabyte(lines: Sequence[Line]) -> dict[str, float]:
+    """Return, by stage, the reads of S3 that each MB of data adds, beyond those of a small shard."""
+    low, high = sorted((line for line in lines if line["part"] == "s3_wide"), key=lambda line: int(line["place"]["rows"]))
+    more = 4e-6 * (high["place"]["rows"] - low["place"]["rows"]) * high["place"]["features"]
+
+    def reads(line: Line, stage: str) -> int:
+        return sum(line["found"][stage].get(one, 0) for one in READS)
+
+    return {stage: (reads(high, stage) - reads(low, stage)) / more for stage in STAGES}
+
+
 def volume(lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
     """Return, by stage, the bytes written and read a train row, at the most rows that are measured."""
     chosen = [line for line in lines if line["part"] == "rows"]
@@ -90,13 +101,15 @@ def seal_bytes(lines: Sequence[Line]) -> dict[str, float]:
 
 def asked(lines: Sequence[Line]) -> str:
     """Return what a stage asks of its store."""
-    grown, moved, seals = asked_of_s3(lines), volume(lines), seal_bytes(lines)
+    grown, moved, seals, more = asked_of_s3(lines), volume(lines), seal_bytes(lines), reads_a_megabyte(lines)
     rows = [
-        [stage, *(f"{number(each)} a shard + {number(fixed)}" for each, fixed in grown[stage].values()),
+        [stage, *(f"{number(each)} a shard + {number(fixed)}" for each, fixed in grown[stage].values()), number(more[stage]),
          *(number(one) for one in moved[stage]), number(seals[stage]) if stage in seals else "-"]
         for stage in grown
     ]  # fmt: skip
-    return markdown(["stage", "S3 reads", "S3 writes", "bytes written a row", "bytes read a row", "seal, bytes a part"], rows)
+    head = ["stage", "S3 reads", "S3 writes and lists", "more reads a MB of data", "bytes written a row", "bytes read a row",
+            "seal, bytes a part"]  # fmt: skip
+    return markdown(head, rows)
 
 
 def finished(lines: Sequence[Line]) -> str:
@@ -157,10 +170,10 @@ def tables(lines: Sequence[Line]) -> str:
     from benchmarks import scale_plan
 
     measured = {line["part"] for line in lines}
-    there, plan = scale_plan.Cluster(), {"rows", "shards", "s3", "features", "proxies", "pool"}
+    there, plan = scale_plan.Cluster(), {"rows", "shards", "s3", "s3_wide", "features", "proxies", "pool"}
     known = [
         ("What a stage costs, on one thread", {"rows"}, growth),
-        ("What a stage asks of the store", {"rows", "shards", "s3"}, asked),
+        ("What a stage asks of the store", {"rows", "shards", "s3", "s3_wide"}, asked),
         ("`plan` and a finished run", {"finished"}, finished),
         ("The real pool, waits for work", {"pool", "makespan"}, pool),
         ("Nodes", {"nodes"}, nodes),

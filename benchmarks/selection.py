@@ -243,7 +243,7 @@ def measure_on(folder: Path, out: Path, spill: Path, rows: int, repeats: int, pe
         ways[peer] = partial(run_peer, peer, code, folder, out.with_name("peer.parquet"), spill, rows, checked)
     found = in_turn(ways, repeats)
     check(folder, out, rows)
-    return found | in_turn({"parts": partial(run_python, SPLIT, folder, out)}, max(1, repeats // 2), 0)
+    return found | in_turn({"parts": partial(run_python, SPLIT, folder, out)}, repeats, 0)
 
 
 def rows_of(found: Mapping[str, Run], rows: int, case: str, base: Run | None = None) -> list[Row]:

@@ -43,7 +43,7 @@ def measure(repeats: int) -> list[Row]:
     for name, bar in (("secateur --help", 0.5), ("secateur plan", 0.7), ("secateur run, finished", None)):
         run = found[name]
         wanted = f"<= {bar:g} s" if bar else "no stage started"
-        said, its = f"{run.seconds:.2f} s, {run.peak_mib:.0f} MiB", f"{empty.seconds:.3f} s"
+        said, its = f"{run.seconds:.2f} s, {run.peak_mib:.0f} MiB", f"{empty.seconds:.3f} s, {empty.peak_mib:.0f} MiB"
         met = run.seconds <= bar if bar else idle
         note = "" if bar else f"the first run took {first.seconds:.0f} s"
         rows.append(Row(name, "python -c pass", wanted, said, its, f"{run.seconds / empty.seconds:.0f}x", met, note))

@@ -104,7 +104,10 @@ def override(body: dict[str, Any], text: str) -> None:
                 place[name] = {}
             place = place[name]
         if not isinstance(place, dict | list):
-            raise InputError(f"--set {text!r}: {name[:MAX_SHOWN]} is a plain value, it has nothing below it")
+            raise InputError(
+                f"--set {text!r}: {name[:MAX_SHOWN]} is a plain value, it has nothing below it; set all of it, as in "
+                f"--set '{name[:MAX_SHOWN]}={{{last[:MAX_SHOWN]}: {value[:MAX_SHOWN]}}}'"
+            )
     if isinstance(place, list):
         place[_number(place, last, text)] = parsed
     else:

@@ -82,6 +82,8 @@ def add_race(plan: Plan, store: Store, index: Seal, results: dict[str, Any]) -> 
     for row in results["keeps"]:
         if row["keep"] not in tested:
             row["sentence"] = f"At keep {percent(row['keep'])} no candidate was tested: random, in the replicates of the race."
+            if plan.config.train.full:
+                row["sentence"] += " The full data (train.full) are trained beside a winner, and there is none."
         else:
             row["sentence"] = keep_sentence(results, row["keep"])
     results["notes"] = notes(results)
@@ -129,6 +131,6 @@ def costs_at(plan: Plan, keep: float, num_train: int) -> Costs:
         scored = scored_examples(plan, num_train)
     race = plan.races[keep]
     steps = config.train.steps_for(round(keep * num_train))
-    # Random, the winner, and the full data where they are trained beside them.
-    confirmation = 0 if race.winner is None else (2 + config.train.full) * policy.confirm * steps
+    # Random and the winner. The full data that `train.full` trains beside them decide nothing.
+    confirmation = 0 if race.winner is None else 2 * policy.confirm * steps
     return Costs(scoring, scored, len(race.trainings()) * steps, confirmation, config.train.steps_for(num_train), steps)

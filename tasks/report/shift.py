@@ -110,8 +110,8 @@ def meanings(found: Mapping[str, Any]) -> dict[str, str]:
         "signal and rest, in theory": "The same with two cells, the top of the ranking and the rest, and what follows for them "
         "from the design alone: alpha (1 - keep) without weights, 0 with unbiased ones. A dash where no formula exists.",
         "ignored regions, data in them": f"The {found['cells']} cells of k-means that the train split falls into: the share of "
-        "them without any kept example, and the share of the data that lies there. The source paper shows that top-k never "
-        "sees whole regions.",
+        "them without any of the kept examples that are looked at, and the share of the data that lies there. The source paper "
+        "shows that top-k never sees whole regions.",
         "effective size": "How many equally weighted examples the kept ones are worth, as a share of them (Kish).",
         OF_WEIGHTS: "Kish's, n sum w^2 / (sum w)^2 over the n kept: by how much unequal weights alone raise the variance of a "
         "mean. Where weights are equal it is 1 whatever was kept, and cannot tell a fair draw from one that leaves regions out.",

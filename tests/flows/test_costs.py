@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from flows.attempts import Attempt, attempt_states
 from flows.config import RunConfig
 from flows.costs import arm_steps, scoring_of, scoring_steps, wall_time
 from flows.plan import Plan, make_plan
+from flows.race_results import costs_at
 from flows.runs import record_run, recorded_stages
+from tasks.policy.halving import Race
 from tasks.report.inputs import ArmResult
 from tests.flows.race_case import make_config
 
@@ -124,6 +127,15 @@ def test_arms_that_rest_on_proxies_without_ranking_by_them_bear_their_steps(tmp_
     scoring = scoring_of(plan, arms, 300)
     # Two proxies at two checkpoints.
     assert scoring is not None and (scoring.steps, scoring.scored_examples) == (20, 1200)
+
+
+def test_full_data_beside_a_confirmation_are_no_cost_of_the_answer(tmp_path: Path) -> None:
+    found = []
+    for full in (False, True):
+        plan = make_plan(race(tmp_path, train={"model": MODEL, "steps": 15, "batch_size": 32, "full": full}))
+        won = replace(plan, races={0.2: Race((), (), 0, "topk")})
+        found.append(costs_at(won, 0.2, 300))
+    assert found[0] == found[1] and found[0].confirmation == 2 * 10 * 15
 
 
 def test_steps_of_scoring_are_those_of_the_proxies_and_not_known_of_scores_that_were_brought(
