@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,29 @@ def _tree_bytes(process: psutil.Process) -> int:
     return total
 
 
+@contextlib.contextmanager
+def watched(pid: int, every: float = SAMPLE_SECONDS) -> Iterator[list[float]]:
+    """Watch the memory of a process and all below it while the block runs; the list then holds its peak in MiB."""
+    peak = [0.0]
+    ended = threading.Event()
+
+    def watch() -> None:
+        process = psutil.Process(pid)
+        while not ended.wait(every):
+            try:
+                peak[0] = max(peak[0], _tree_bytes(process) / 2**20)
+            except psutil.Error:
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
+
+
 def run_process(argv: Sequence[str], environment: Mapping[str, str] | None = None, may_die: bool = False) -> Run:
     """Run a command to its end and return what it took. Raises CalledProcessError with its output on a failure.
 
@@ -88,25 +112,11 @@ def run_process(argv: Sequence[str], environment: Mapping[str, str] | None = Non
     """
     start = time.perf_counter()
     child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})})
-    peak = [0]
-    ended = threading.Event()
-
-    def watch() -> None:
-        process = psutil.Process(child.pid)
-        while not ended.wait(SAMPLE_SECONDS):
-            try:
-                peak[0] = max(peak[0], _tree_bytes(process))
-            except psutil.Error:
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    out, err = child.communicate()
-    seconds = time.perf_counter() - start
-    ended.set()
-    watcher.join()
+    with watched(child.pid) as peak:
+        out, err = child.communicate()
+        seconds = time.perf_counter() - start
     if may_die and child.returncode == -signal.SIGKILL:
-        return Run(math.inf, peak[0] / 2**20)
+        return Run(math.inf, peak[0])
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, argv, out, err)
     said = None
@@ -115,7 +125,7 @@ def run_process(argv: Sequence[str], environment: Mapping[str, str] | None = Non
             said = json.loads(out.decode().strip().splitlines()[-1])
         except ValueError:
             said = None
-    return Run(seconds, peak[0] / 2**20, said)
+    return Run(seconds, peak[0], said)
 
 
 def run_python(

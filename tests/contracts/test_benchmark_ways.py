@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks import selection, startup, tiny_parts
+from benchmarks.contest import Run
 from benchmarks.gpu_timing import Batch, Bench, find_batch
 from benchmarks.merging import make_store, parts_of
 from tasks.dataset import Dataset
@@ -138,7 +139,9 @@ def test_the_stage_and_its_peer_publish_the_same_bytes(tmp_path: Path) -> None:
 
 def test_rows_name_what_ran_and_hold_each_to_its_peer() -> None:
     names = (tiny_parts.STAGE, tiny_parts.STAGE_TASKS, tiny_parts.POOL, tiny_parts.POOL_TASKS)
-    rows = tiny_parts.rows_of(dict(zip(names, (3.2, 2.0, 2.8, 2.0))), 28.0, 1000)
+    runs = [Run(seconds, 100.0) for seconds in (3.2, 2.0, 2.8, 2.0)]
+    rows = tiny_parts.rows_of(dict(zip(names, runs)), Run(28.0, 900.0), 1000)
+    assert (rows[2].ours, rows[2].theirs) == ("2.80 s, 100 MiB", "28.00 s, 900 MiB")
     assert [(row.work, row.figure, row.met) for row in rows] == [
         ("merge stage, 1,000 shards of 4 rows", "1.60x", False),
         ("the pool and the seal, stub work: 1,000 tiny parts", "1.40x", True),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import linregress, t
 
+from benchmarks.scale import note
 from benchmarks.scale_calls import Counted, counted_stores
 from benchmarks.scale_fit import fit_power, greedy_bound, lower_bound
-from benchmarks.scale_tables import _slope
+from benchmarks.scale_plan import Cluster, cpu_of, stages
+from benchmarks.scale_tables import _slope, reads_a_megabyte
 from cluster.storage import Store
 
 DECADES = [10.0**power for power in np.arange(1, 4.5, 0.5)]
@@ -90,3 +95,46 @@ def test_a_counted_store_counts_every_call_and_changes_none(tmp_path: object) ->
             assert file.read() == b"our"
     assert count == {"create": 2, "bytes in": 8, "read": 1, "open": 1, "bytes out": 7, "list": 1, "exists": 1}
     assert not isinstance(Store(str(tmp_path)).objects, Counted)
+
+
+def line(part: str, place: dict[str, Any], cpu: float, reads: int = 0, writes: int = 0, **found: Any) -> dict[str, Any]:
+    """Return a measurement whose stages all cost and ask the same."""
+    shards = place.get("shards", 1)
+    each = {"cpu": cpu, "peak_mib": 1.0, "get_object": reads, "put_object": writes, "bytes in": 0, "bytes out": 0}
+    stages_ = ("shard", "proxy", "score", "merge", "select", "subset", "train")
+    seals = {stage: [shards, 100 * shards] for stage in stages_}
+    return {"part": part, "place": place, "repeat": 0, "found": {**dict.fromkeys(stages_, each), "seals": seals, **found}}
+
+
+@pytest.fixture
+def lines() -> list[dict[str, Any]]:
+    """Give measurements of stages of 1e-6 s a row, 1e-3 a shard, 1e-9 a feature beyond 8 and 1e-8 a proxy beyond the first."""
+    base = {"rows": 10**5, "shards": 10, "proxies": 1, "classes": 10, "features": 8}
+    out = [line("rows", {**base, "rows": rows}, 1e-6 * rows) for rows in (10**4, 10**5, 10**6)]
+    out += [line("shards", {**base, "shards": shards}, 1e-3 * shards) for shards in (10, 100, 1000)]
+    out += [line("proxies", {**base, "proxies": count}, 0.1 + 1e-8 * 10**5 * (count - 1)) for count in (1, 2, 4)]
+    out += [line("features", {**base, "features": width}, 0.1 + 1e-9 * 10**5 * (width - 8)) for width in (8, 768)]
+    out += [line("s3", {**base, "shards": shards}, 0.0, 5 * shards + 2, shards + 1) for shards in (5, 10)]
+    out += [line("s3_wide", {**base, "rows": rows, "features": 768}, 0.0, rows // 1000) for rows in (10**4, 2 * 10**4)]
+    return [*out, {"part": "pool", "place": {"items": 100}, "found": {"makespan": 1.0}}]
+
+
+def test_the_plan_adds_up_rows_shards_features_and_proxies(lines: list[dict[str, Any]]) -> None:
+    there = Cluster(examples=1e9, shard_rows=10**5, proxies=3, features=768)
+    # 10 reads more for 10,000 rows of 3,072 bytes.
+    assert reads_a_megabyte(lines)["score"] == pytest.approx(10 / 30.72)
+    cost, low, high = cpu_of(lines, "score", there)
+    assert cost == pytest.approx(1e9 * (1e-6 + 760e-9 + 2e-8) + 1e-3 * 10**4)
+    assert low == pytest.approx(cost) == high
+    score = next(row for row in stages(lines, there).splitlines() if row.startswith("| score"))
+    reads = 5 * 10**4 + 2 + 10 / 30.72 * 4e-6 * 768 * 1e9
+    assert [cell.strip() for cell in score.split("|")][2:4] == [f"{reads:,.0f}", "10,001"]
+
+
+def test_lines_of_another_commit_are_no_part_of_a_measurement(tmp_path: Path) -> None:
+    out = tmp_path / "scale.jsonl"
+    first = note(out, "wait", {"in flight": 1}, 0, lambda: {"seconds": 1.0})
+    assert note(out, "wait", {"in flight": 1}, 0, lambda: {"seconds": 2.0}) == first
+    out.write_text(out.read_text().replace(first["commit"], "elsewhere"))
+    with pytest.raises(ValueError, match="figures of elsewhere"):
+        note(out, "wait", {"in flight": 2}, 0, lambda: {"seconds": 2.0})
