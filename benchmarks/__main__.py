@@ -19,7 +19,7 @@ from benchmarks.contest import REPEATS, Row, commit, table, versions
 
 HEAD = """# Measured side by side
 
-Medians of five after a warm-up, each way in turn (merging three; prefect-ray once). Memory is the greatest peak of the process
+Medians of five after a warm-up, each way in turn (prefect-ray once). Memory is the greatest peak of the process
 tree; ways that are timed in one process are run once more for it, each in a process of its own. A figure is the ratio that the
 bar speaks of."""
 
@@ -50,7 +50,7 @@ def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
         "scoring_cnn": lambda: scoring.measure(10**5 if quick else 10**6, repeats, ("cnn",)),
         "tiny_parts": tiny,
         "selection": select,
-        "merging": lambda: merging.rows_of(merging.measure(rows, 2 if quick else 3), rows),
+        "merging": lambda: merging.rows_of(merging.measure(rows, repeats), rows),
     }
 
 

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.contest import Row, Run, in_turn, run_python, table
+from benchmarks.contest import REPEATS, Row, Run, in_turn, run_python, table
 from cluster.fingerprint import sha256
 from cluster.record import Part, Unit
 from cluster.storage import Store
@@ -295,7 +295,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10**8)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--profile", action="store_true", help="where one worker's time goes, instead")
     arguments = parser.parse_args()
     if arguments.profile:
