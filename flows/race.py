@@ -11,9 +11,10 @@ from cluster.storage import Store
 from flows.artifacts import publish_table
 from flows.plan import Plan, StageState, states_of, units_of
 from flows.progress import print_line
+from flows.race_plan import families
 from tasks.policy.halving import Rung
 from tasks.report.policy import rung_text
-from tasks.report.wording import percent
+from tasks.report.wording import percent, plural
 
 STAGES = ("select", "subset", "train")
 
@@ -32,6 +33,7 @@ def race_to_the_end(plan: Plan, store: Store, train: Train, begin: Begin) -> Pla
     """
     told: set[tuple[float, int]] = set()
     done: set[tuple[str, float, int]] = set()
+    _tell_family(plan)
     while True:
         plan = plan.grown(store)
         _tell(plan, told)
@@ -62,6 +64,13 @@ def _round_name(plan: Plan) -> str:
     """Return `rung 2`, or `confirm` where every race is decided; keeps go through their rungs together."""
     open_rungs = [len(race.rungs) + 1 for race in plan.races.values() if not race.decided]
     return f"rung {min(open_rungs)}" if open_rungs else "confirm"
+
+
+def _tell_family(plan: Plan) -> None:
+    """Say how many candidates there are at each keep, and which lines of the family cannot be drawn there."""
+    for keep, family in families(plan.config).items():
+        left = f"; left out, by reasons that `secateur plan` gives: {', '.join(family.left_out)}" if family.left_out else ""
+        print_line(f"race    keep {percent(keep)}: {plural(len(family.candidates), 'candidate')} and random{left}")
 
 
 def _tell(plan: Plan, told: set[tuple[float, int]]) -> None:

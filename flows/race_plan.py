@@ -17,6 +17,7 @@ from cluster.record import Unit
 from cluster.storage import Store
 from flows.config import RunConfig
 from flows.plan import FULL, LOOKUPS, Plan, PlannedTraining
+from tasks.comparison.paired import least_replicates, least_text
 from tasks.policy.family import Family, family_at
 from tasks.policy.halving import RANDOM, Race, race_size, run_race
 from tasks.policy.spec import PolicySpec
@@ -110,6 +111,9 @@ def check_policy(config: RunConfig) -> None:
             f"train.replicates is {config.train.replicates} beside `policy`, whose replicates are policy.rungs and "
             "policy.confirm; leave train.replicates out"
         )
+    least = least_replicates(len(config.select.keep))
+    if policy.confirm < least:
+        raise InputError(f"policy.confirm is {policy.confirm}: {least_text(least)}; give policy.confirm {least} or more")
     for name in ("own_schedule", "soft_labels"):
         if getattr(config.train, name):
             raise InputError(f"train.{name} beside `policy`: the confirmation is of one arm; leave it out, or name arms")

@@ -17,6 +17,8 @@ from tasks.selection.spec import SelectionSpec, default_direction
 HARD, EASY = "hard", "easy"
 """The end of a score that counts as the top: the score's own kept end, or the other one."""
 END = "end"
+ANY_KEEP = 1e-9
+"""A keep at which whatever can be drawn at some keep can be drawn: what is refused there is a mistake in the line."""
 
 FAMILY: tuple[dict[str, Any], ...] = (
     {"protocol": "topk"},
@@ -60,7 +62,7 @@ class Family:
 def read_family(entries: Any) -> tuple[dict[str, Any], ...]:
     """Return a family as data: a protocol's name stands for its lines of FAMILY, a mapping for a candidate of its own.
 
-    Raises InputError on names that are in no line, unknown settings, and lines given twice.
+    Raises InputError on names that are in no line, unknown settings, values that no selection takes, and lines given twice.
     """
     if not isinstance(entries, list | tuple) or not entries:
         raise InputError(
@@ -96,6 +98,15 @@ def _check_line(line: Mapping[str, Any]) -> None:
         raise InputError(f"policy.family holds protocol {info.name}, which {why}; leave it out")
     if line.get(END, HARD) not in (HARD, EASY):
         raise InputError(f"policy.family: end is {str(line[END])[:80]!r}; give hard or easy, or leave it out for hard")
+    try:
+        _selection(line, ANY_KEEP, "el2n", "high", "exclude")
+    except InputError as error:
+        raise InputError(f"policy.family holds {str(dict(line))[:80]}: {error}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(
+            f"policy.family holds {str(dict(line))[:80]}: {problem['loc'][0]} is {str(problem['input'])[:40]!r}: {problem['msg']}"
+        ) from None
 
 
 def family_at(
@@ -121,10 +132,6 @@ def family_at(
                 spec = _selection(line, keep, score, hard, missing)
             except InputError as error:
                 found.left_out[name] = str(error)
-                continue
-            except ValidationError as error:
-                problem = error.errors()[0]
-                found.left_out[name] = f"{problem['loc'][0]} is {str(problem['input'])[:40]!r}: {problem['msg']}"
                 continue
             key = canonical_json(spec.effective(), "policy.family")
             if key in same:

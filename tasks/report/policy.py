@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tasks.comparison import least_replicates, least_text
 from tasks.policy.answer import Costs, answer_of
 from tasks.policy.halving import RANDOM, Race, Rung
 from tasks.report.wording import count, duration, percent, plural, signed
@@ -97,9 +96,6 @@ def policy_sentence(entry: Mapping[str, Any], wall: Mapping[str, Any], keeps: in
                 f"random; {entry['winner']}, the best of {candidates} on validation, was not confirmed to beat it: "
                 f"{signed(gain)} points {where}"
             )
-            least = least_replicates(keeps)
-            if confirmation["replicates"] < least:
-                found += f", and {least_text(least)}: set policy.confirm to {least}"
         else:
             found = f"{entry['winner']} beats random by {_points(gain)} points {where}"
     costs = entry["costs"]

@@ -193,7 +193,7 @@ def keep_sentence(results: Mapping[str, Any], keep: float) -> str:
 def _raise_to(results: Mapping[str, Any]) -> str:
     """Return how many replicates a verdict takes in this run, and which setting gives them."""
     least = results["min_replicates"]
-    return f"{least_text(least)}: set {'policy.confirm' if results.get('policy') else 'train.replicates'} to {least}"
+    return f"{least_text(least)}: set train.replicates to {least}"
 
 
 def _against(verdict: str) -> str:

@@ -41,7 +41,7 @@ from tasks.train import train_stage
 ROWS = 600
 POLICY: dict[str, Any] = {
     "family": [{"protocol": "exact", "alpha": 0.5}, {"protocol": "topk", "end": "easy"}, {"protocol": "topk"}],
-    "scores": "clean", "direction": "high", "rungs": [1, 2], "stay": 0.5, "confirm": 5,
+    "scores": "clean", "direction": "high", "rungs": [1, 2], "stay": 0.5, "confirm": 10,
 }  # fmt: skip
 
 

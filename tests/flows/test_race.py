@@ -65,16 +65,16 @@ def test_a_race_ends_with_an_answer_its_evidence_and_its_cost(folder: Path) -> N
         row = next(row for row in results["comparisons"] if row["keep"] == keep)
         confirmation = entry["confirmation"]
         assert row["family"] == 1 and row["adjustment"] == "paired t" and confirmation["verdict"] == row["verdict"]
-        assert confirmation["replicates"] == 5 and confirmation["ci95"] == row["ci95"]
+        assert confirmation["replicates"] == 10 and confirmation["ci95"] == row["ci95"]
         assert entry["answer"] == ("topk clean" if row["verdict"] == "better" else "random")
         # 3 + 2 candidates and random, a replicate each rung; one full training has the 15 steps of every training.
         kept = round(keep * results["dataset"]["n_train"])
         assert entry["examples_touched"] == dict.fromkeys(["random", *entry["candidates"]], kept)
         costs = entry["costs"]
-        assert costs["race_steps"] == (4 + 3) * 15 and costs["confirmation_steps"] == 2 * 5 * 15
-        assert costs["scoring_steps"] is None and costs["full_trainings"] == 17.0
+        assert costs["race_steps"] == (4 + 3) * 15 and costs["confirmation_steps"] == 2 * 10 * 15
+        assert costs["scoring_steps"] is None and costs["full_trainings"] == 27.0
         said = entry["sentence"]
-        assert said.startswith(f"Keep {100 * keep:.0f} %: ") and "cost 17.0 full trainings (255 steps" in said
+        assert said.startswith(f"Keep {100 * keep:.0f} %: ") and "cost 27.0 full trainings (405 steps" in said
         assert said.endswith(f"every later training {100 * keep:.0f} % of the data and 100 % of the steps.")
     assert results["headline"].startswith("Keep 10 %: ")
     assert [arm["name"] for arm in results["arms"]] == ["random", "topk clean"] * 2
@@ -94,7 +94,7 @@ def test_a_run_is_named_by_its_configuration_alone(folder: Path) -> None:
     grown = plan.grown(store)
     assert grown.run_name == plan.run_name and grown.keys() == plan.keys() and len(grown.trainings) > len(plan.trainings)
     # The configuration alone makes the first rung: random and three candidates at two keeps.
-    assert len(plan.trainings) == 8 and len(grown.trainings) == 2 * (4 + 3 + 10)
+    assert len(plan.trainings) == 8 and len(grown.trainings) == 2 * (4 + 3 + 20)
     record = json.loads(store.read(f"runs/{plan.run_name}/run.json"))
     assert record["keys"] == plan.keys() and record["config"]["policy"]["family"] == POLICY["family"]
     assert parse_config(record["config"]) == plan.config
@@ -108,13 +108,13 @@ def test_the_confirmation_has_seeds_that_the_race_never_had(folder: Path) -> Non
     grown = plan.grown(store)
     raced = [one for one in grown.trainings if one.replicate < 2]
     fresh = [one for one in grown.trainings if one.replicate >= 2]
-    # Five replicates at each of two keeps, whose races are two.
-    assert len({one.seed for one in fresh}) == 10 and not {one.seed for one in raced} & {one.seed for one in fresh}
+    # Ten replicates at each of two keeps, whose races are two.
+    assert len({one.seed for one in fresh}) == 20 and not {one.seed for one in raced} & {one.seed for one in fresh}
 
     def selection_seeds(trainings: list[Any]) -> set[int]:
         return {grown.selections[one.arm, one.keep, one.replicate][1].seed for one in trainings}
 
-    assert len(selection_seeds(fresh)) == 10 and not selection_seeds(raced) & selection_seeds(fresh)
+    assert len(selection_seeds(fresh)) == 20 and not selection_seeds(raced) & selection_seeds(fresh)
     for arm in results["arms"]:
         assert arm["seeds"] == list(dict.fromkeys(one.seed for one in fresh if one.keep == arm["keep"]))
     # Nor has any run with named arms: theirs are those of the race.
@@ -145,7 +145,7 @@ def test_another_race_is_confirmed_by_other_seeds_and_the_same_race_by_its_own(f
         {"policy": POLICY | {"rungs": [1]}},
         {"policy": POLICY | {"rungs": [1, 3]}},
         {"policy": POLICY | {"stay": 0.6}},
-        {"policy": POLICY | {"confirm": 6}},
+        {"policy": POLICY | {"confirm": 11}},
         {"train": {"model": {"use": "mlp", "args": {"hidden": [4]}}, "steps": 16, "batch_size": 16, "lr": 0.03, "full": False}},
         {"seed": 1},
     ]
@@ -203,7 +203,7 @@ def test_half_a_rung_decides_nothing(folder: Path, tmp_path: Path) -> None:
     first, second = (plan.grown(store).races[keep] for keep in (0.1, 0.2))
     assert len(first.rungs) == 1 and not first.decided and first.winner is None and second.winner == "topk clean"
     states = {state.stage: state for state in find_states(plan, store)}
-    assert states["train"].left == 1 and states["train"].total == 7 + 7 + 10
+    assert states["train"].left == 1 and states["train"].total == 7 + 7 + 20
 
 
 class Blind(Store):
@@ -240,11 +240,15 @@ def test_test_results_are_read_by_nobody_before_the_winner_is_frozen(folder: Pat
 
 
 def test_candidates_that_are_random_in_other_words_leave_the_answer_at_random(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    policy = POLICY | {"family": [{"protocol": "exact", "alpha": 0.0}]}
+    narrow = {"protocol": "band", "beta": 0.1, "width": 0.05}
+    policy = POLICY | {"family": [{"protocol": "exact", "alpha": 0.0}, narrow]}
     plan = make_plan(make_config(folder, policy=policy))
     ended, results = race_serially(plan, Store(str(tmp_path / "store")))
+    told = "1 candidate and random; left out, by reasons that `secateur plan` gives: band clean beta=0.1 width=0.05"
+    assert f"race    keep 10 %: {told}\n" in capsys.readouterr().err
+    assert all(list(entry["left_out"]) == ["band clean beta=0.1 width=0.05"] for entry in results["policy"]["keeps"])
     for entry in results["policy"]["keeps"]:
         assert entry["winner"] is None and entry["confirmation"] is None and entry["answer"] == "random"
         assert [one["mean_difference"] for rung in entry["rungs"] for one in rung["candidates"]] == [0.0, 0.0]
@@ -270,7 +274,7 @@ def test_scoring_is_counted_where_it_was_done(folder: Path, tmp_path: Path) -> N
     full = 5 * -(-kept // 16)
     assert costs["scoring_steps"] == 20 and costs["scored_examples"] == 2 * kept and costs["full_training_steps"] == full
     later = max(20, 5 * -(-round(0.2 * kept) // 16))
-    tested = 2 * 5 * later if entry["winner"] else 0
+    tested = 2 * 10 * later if entry["winner"] else 0
     assert costs["race_steps"] == (3 + 2) * later and costs["confirmation_steps"] == tested
     assert costs["full_trainings"] == pytest.approx((20 + 5 * later + tested) / full, abs=1e-6)
     assert "scoring and search cost" in entry["sentence"]
@@ -288,7 +292,7 @@ def test_plan_and_status_say_what_is_known_and_that_the_rest_depends_on_it(
     code, out, _ = command(monkeypatch, capsys, "plan", str(path), "--store", str(tmp_path / "empty"))
     assert code == 0 and "train 8 of 8 to compute" in " ".join(out.split())
     assert "rung 1 of 2 is open: 3 of them and random, 1 replicates in all" in out
-    assert "only the size is known, 3 trainings: their arms depend on it; then 10 to confirm" in out
+    assert "only the size is known, 3 trainings: their arms depend on it; then 20 to confirm" in out
     assert "candidate topk clean easy" in out
     assert not (tmp_path / "empty").exists()
     code, out, _ = command(monkeypatch, capsys, "plan", str(path), "--store", str(folder / "store"), "--json")
@@ -296,7 +300,7 @@ def test_plan_and_status_say_what_is_known_and_that_the_rest_depends_on_it(
     assert code == 0 and document["changed"] == [] and document["policy"] == describe(plan.grown(Store(str(folder / "store"))))
     assert {stage["left"] for stage in document["stages"]} == {0}
     code, out, _ = command(monkeypatch, capsys, "status", plan.run_name, "--store", str(folder / "store"))
-    assert code == 0 and out.count("frozen: topk clean, confirmed or not by 5 fresh replicates on test") == 2
+    assert code == 0 and out.count("frozen: topk clean, confirmed or not by 10 fresh replicates on test") == 2
     # All is sealed: the answer comes from the store, and opens with the sentence of each keep.
     before = tree(folder / "store")
     code, out, error = command(monkeypatch, capsys, "run", str(path), "--store", str(folder / "store"))
@@ -336,6 +340,8 @@ def test_verify_reads_every_rung_and_names_what_is_damaged(folder: Path, tmp_pat
         ({"policy": POLICY | {"direction": None}}, "policy.direction"),
         ({"policy": POLICY | {"famly": []}}, "famly"),
         ({"select": {"keep": 1.0}, "policy": POLICY | {"family": ["band"]}}, "no candidate"),
+        ({"policy": POLICY | {"confirm": 9}}, "policy.confirm is 9: a verdict takes at least 10 where several"),
+        ({"select": {"keep": 0.1}, "policy": POLICY | {"confirm": 4}}, "policy.confirm"),
     ],
 )
 def test_a_race_that_makes_no_sense_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:

@@ -116,15 +116,36 @@ def test_scoring_stands_in_results_headline_table_and_notes(store: Store) -> Non
     assert "scoring" not in bare and "cost" not in bare["headline"]
 
 
-def test_a_winner_that_too_few_replicates_met_random_in_is_told_what_it_takes() -> None:
-    confirmation = {"ci95": [0.5, 3.0], "replicates": 5, "mean_difference": 1.7, "verdict": "undecided"}
-    costs = {"full_trainings": 1.4, "scoring_steps": 100, "steps": 900, "later_training_steps": 10, "full_training_steps": 100}
-    entry: dict[str, Any] = {"confirmation": confirmation, "winner": "a", "answer": "random", "candidates": {"a": {}}}
-    entry |= {"keep": 0.1, "costs": costs}
-    wall = {"seconds": 9.0, "attempts": 1, "trainings": 30, "not_known": 0}
-    rule = ", and a verdict takes at least 10 where several comparisons are named: set policy.confirm to 10; scoring and search"
-    assert rule in policy_sentence(entry, wall, 2)
-    assert "a verdict takes" not in policy_sentence(entry, wall, 1)
+WINNER = "band el2n beta=0.3 width=0.4"
+UNCONFIRMED = f"random; {WINNER}, the best of 2 candidates on validation, was not confirmed to beat it:"
+
+
+@pytest.mark.parametrize(
+    ("answer", "confirmation", "found"),
+    [
+        (WINNER, {"mean_difference": 2.71, "ci95": [2.24, 3.18]},
+         f"{WINNER} beats random by 2.7 points (95 % interval 2.2 to 3.2, 10 replicates, this test set)"),
+        ("random", {"mean_difference": 0.44, "ci95": [-0.31, 1.19]},
+         f"{UNCONFIRMED} +0.44 points (95 % interval -0.3 to 1.2, 10 replicates, this test set)"),
+        ("random", {"mean_difference": -0.02, "ci95": [-0.04, 0.004]},
+         f"{UNCONFIRMED} -0.02 points (95 % interval -0.04 to 0.004, 10 replicates, this test set)"),
+        ("random", None, "random; none of 2 candidates ended the race above it on validation, so none was tested"),
+    ],
+)  # fmt: skip
+def test_the_sentence_of_a_keep_says_the_answer_its_gain_interval_and_cost(
+    answer: str, confirmation: dict[str, Any] | None, found: str
+) -> None:
+    costs: dict[str, Any] = {"full_trainings": 1.44, "scoring_steps": 100, "steps": 9_100}
+    costs |= {"later_training_steps": 10, "full_training_steps": 1000}
+    entry: dict[str, Any] = {
+        "keep": 0.01, "answer": answer, "winner": WINNER, "candidates": {"a": {}, "b": {}}, "costs": costs,
+        "confirmation": None if confirmation is None else confirmation | {"replicates": 10},
+    }  # fmt: skip
+    wall = {"seconds": 120.0, "attempts": 1, "trainings": 30, "not_known": 0}
+    ending = "cost 1.4 full trainings (9,100 steps; 2 min), every later training 1 % of the data."
+    assert policy_sentence(entry, wall, 1) == f"Keep 1 %: {found}; scoring and search {ending}"
+    costs["scoring_steps"] = None
+    assert policy_sentence(entry, wall, 1) == f"Keep 1 %: {found}; the search, without the scores you brought, {ending}"
 
 
 @pytest.mark.parametrize(
