@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ Node = Any
 Piece = tuple[tuple[int, int], ...]
 
 # Views that rearrange, cast or pick from a parameter: the norm of a gradient is the same on both sides of them.
-_REARRANGE = frozenset(
+REARRANGE = frozenset(
     {
         "TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0",
         "ReshapeAliasBackward0", "UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "ToCopyBackward0",
@@ -24,7 +24,7 @@ _REARRANGE = frozenset(
 # Operations that spread a smaller tensor over the rows of a larger one.
 _SPREADING = frozenset({"AddBackward0", "SubBackward0", "ExpandBackward0"})
 # Views that cut a parameter into disjoint pieces: squared norms of the pieces add up.
-_CUT = frozenset({"SplitBackward0", "SplitWithSizesBackward0", "UnsafeSplitBackward0", "UnbindBackward0"})
+CUT = frozenset({"SplitBackward0", "SplitWithSizesBackward0", "UnsafeSplitBackward0", "UnbindBackward0"})
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def _follow(leaf: Node, consumers: dict[Node, list[tuple[Node, int, int]]]) -> d
             name = user.name()
             if read != output:
                 continue
-            if name in _REARRANGE or (name == "EmbeddingBackward0" and _picks_rows(user, consumers)):
+            if name in REARRANGE or (name == "EmbeddingBackward0" and _picks_rows(user, consumers)):
                 open_ends.append((user, 0, tuple(user._input_metadata[0].shape), (*chain, name), piece))
-            elif name in _CUT:
+            elif name in CUT:
                 open_ends += [
                     (user, number, tuple(meta.shape), (*chain, name), (*piece, (id(user), number)))
                     for number, meta in enumerate(user._input_metadata)
@@ -145,6 +145,12 @@ def _disjoint(pieces: list[Piece]) -> bool:
 
 def frontier(root: Node, nodes: set[Node]) -> set[Node]:
     """Return those of `nodes` from which no other of them is reachable: a backward pass that ends there meets all."""
+    below = uses_below(root, nodes)
+    return {node for node in nodes if not below.get(node, True)}
+
+
+def uses_below(root: Node, nodes: Collection[Node]) -> dict[Node, bool]:
+    """Return for every node of a graph whether one of `nodes` is reachable from it, itself aside; always in one order."""
     below: dict[Node, bool] = {}
     stack: list[tuple[Node, bool]] = [(root, False)]
     while stack:
@@ -155,4 +161,4 @@ def frontier(root: Node, nodes: set[Node]) -> set[Node]:
             below[node] = False
             stack.append((node, True))
             stack += [(child, False) for child, _ in node.next_functions if child is not None and child not in below]
-    return {node for node in nodes if not below.get(node, True)}
+    return below

@@ -28,27 +28,36 @@ def by_example(values: torch.Tensor, layout: Layout) -> torch.Tensor:
 
 
 Fits = frozenset[tuple[int, int]]
+BASE = 16
+"""Examples are told apart by the digits of their number, in as many probes as it has: factors stay below 2^16."""
 
 
-def fitting_layouts(plain: torch.Tensor, scaled: torch.Tensor, scales: torch.Tensor) -> Fits | None:
+def digits_of(examples: int) -> torch.Tensor:
+    """Return the digits (D, examples) of the examples' numbers, the lowest first."""
+    places = [1]
+    while places[-1] * BASE < examples:
+        places.append(places[-1] * BASE)
+    return torch.stack([torch.arange(examples) // place % BASE for place in places])
+
+
+def fitting_layouts(plain: torch.Tensor, scaled: torch.Tensor, examples: int) -> Fits | None:
     """Return every (before, after) that the rows agree with, none where they agree with no layout.
 
-    `plain` (R, W) is the gradient of sum_i f_i, `scaled` that of sum_i scales[i] f_i, f_i a function of example i: rows
-    of example i differ by the factor scales[i], and only if the model keeps examples apart. Rows of zeros say nothing;
-    returns null where all are.
+    `plain` (R,) are lengths of the rows of the gradient of sum_i f_i, f_i a function of example i, and `scaled` (D, R) of those
+    of sum_i 2^digit f_i, digit by digit of `digits_of`: a row of example i is longer by its factor, and only if the model keeps
+    examples apart. Rows of zeros say nothing; returns null where all are.
     """
-    examples, rows = len(scales), len(plain)
+    rows = len(plain)
     if rows == 0 or rows % examples:
         return frozenset()
-    size = plain.abs().amax(1)
-    told = size > 0
+    told = plain > 0
     if not told.any():
         return None
-    # (R, examples): how far each row is from belonging to each example.
-    distance = torch.stack([(scaled - scale * plain).abs().amax(1) / (scale * size) for scale in scales], 1)
-    best, owner = distance[told].min(1)
-    if not bool((best <= 1e-3).all()):
+    ratio = scaled[:, told].double() / plain[told].double()
+    digits = ratio.log2().round()
+    if not bool(((ratio / 2**digits - 1).abs() <= 1e-3).all() and (digits >= 0).all()):
         return frozenset()
+    owner = sum(digit * BASE**place for place, digit in enumerate(digits.long()))
     number = torch.arange(rows, device=plain.device)[told]
     each = rows // examples
     return frozenset(

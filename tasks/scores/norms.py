@@ -11,9 +11,10 @@ import torch
 
 from cluster.errors import InputError
 from tasks.scores.graph import Node, Site, Target, frontier, trace
-from tasks.scores.layout import Fits, Layout, fitting_layouts
+from tasks.scores.layout import Fits, Layout, digits_of, fitting_layouts
 from tasks.scores.operations import Operation, chunks, square_sum, wide
 from tasks.scores.recognise import recognise
+from tasks.scores.structure import Structure, structure
 
 Tensor = torch.Tensor
 # Where few rows carry a gradient (a class token), one size can leave two layouts open; another size closes one.
@@ -22,8 +23,8 @@ PROBE_ROWS = (3, 2, 4, 5, 7)
 MIXED = (0, 0)
 
 Signature = tuple[tuple[str, int, int, int, int], ...]
-# Layouts are a fact of a model's code: found once for each shape of its graph, and forgotten with the model.
-_KNOWN: WeakKeyDictionary[torch.nn.Module, dict[Signature, list[tuple[int, int] | None]]] = WeakKeyDictionary()
+# Found once for each structure of a model's graph, where that decides them, and forgotten with the model.
+_KNOWN: WeakKeyDictionary[torch.nn.Module, dict[tuple[Signature, Structure], list[tuple[int, int] | None]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,15 @@ def gradient_norms(
     `logits` (B, K) is the model's output for `inputs`, with its graph; `root(logits, rows)` gives d loss_i / d logits_i
     of those rows, so that one backward pass from it is that of the SUM of the losses. No per-example gradients of
     matrix products, convolutions, norms or embeddings are kept; a parameter used in any other way has its gradients
-    taken one example after the other, which is exact too. The layout of rows inside the model is probed, and a model
-    that mixes examples is never computed as if it did not. Parameters and their `.grad` are not touched.
+    taken one example after the other, which is exact too. Whose rows are whose inside the model is probed on the batch
+    itself, once for each structure of the graph, and on every batch where an operation may place rows by its data: a model
+    that mixes examples is not computed as if it did not. Parameters and their `.grad` are not touched.
     """
     parameters = counted_parameters(model)
     if not parameters or logits.grad_fn is None:
         raise InputError("grand needs a model with at least one parameter that requires a gradient; it has none")
     plan = _plan(logits, parameters)
-    layouts = _layouts(model, inputs, plan, parameters)
+    layouts = _layouts(model, inputs, logits, plan, parameters)
     squares, looped = _backward(logits, root(logits.detach(), slice(None)), plan, layouts)
     looped |= plan.looped
     if looped:
@@ -110,68 +112,77 @@ def _plan(logits: Tensor, parameters: Sequence[torch.nn.Parameter]) -> _Plan:
 
 
 def _layouts(
-    model: torch.nn.Module, inputs: Tensor, plan: _Plan, parameters: Sequence[torch.nn.Parameter]
+    model: torch.nn.Module, inputs: Tensor, logits: Tensor, plan: _Plan, parameters: Sequence[torch.nn.Parameter]
 ) -> list[Layout | None]:
-    """Return the layout of each use; None where the probe does not show it."""
+    """Return the layout of each use; None where no gradient shows it."""
     examples = len(inputs)
     if examples == 1:
         return [Layout(1, 1, use.operation.rows) for use in plan.uses]
-    signature = plan.signature(examples)
+    signature, shape = plan.signature(examples), structure(logits, {use.site.node for use in plan.uses})
     known = _KNOWN.setdefault(model, {})
-    found = known.get(signature)
+    found = None if shape is None else known.get((signature, shape))
     if found is None:
-        found = _find_layouts(model, inputs, signature, parameters)
-        if None not in found:
-            known[signature] = found
+        found = _find_layouts(model, inputs, logits, plan, parameters)
+        if shape is not None and None not in found:
+            known[signature, shape] = found
     return [Layout(pair[0], examples, pair[1]) if pair is not None and pair != MIXED else None for pair in found]
 
 
 def _find_layouts(
-    model: torch.nn.Module, inputs: Tensor, signature: Signature, parameters: Sequence[torch.nn.Parameter]
+    model: torch.nn.Module, inputs: Tensor, logits: Tensor, plan: _Plan, parameters: Sequence[torch.nn.Parameter]
 ) -> list[tuple[int, int] | None]:
-    """Return (before, after) of each use, MIXED where there is no such layout, None where no gradient reached it."""
-    fits: list[Fits | None] = [None] * len(signature)
+    """Return (before, after) of each use, MIXED where there is no such layout, None where no gradient reached it.
+
+    The batch itself decides. A few of its rows alone tell layouts apart that both fit.
+    """
+    fits = _probe(logits, plan)
     for size in PROBE_ROWS:
-        rows = torch.arange(size, device=inputs.device) % len(inputs)
-        for number, seen in enumerate(_probe(model, inputs[rows], signature, parameters)):
-            so_far = fits[number]
-            fits[number] = seen if so_far is None else so_far if seen is None else so_far & seen
         if all(seen is None or len(seen) < 2 for seen in fits):
             break
+        few = model(inputs[torch.arange(size, device=inputs.device) % len(inputs)])
+        other = _plan(few, parameters)
+        if other.signature(size) != plan.signature(len(inputs)):
+            return [MIXED] * len(fits)
+        for number, seen in enumerate(_probe(few, other)):
+            so_far = fits[number]
+            fits[number] = seen if so_far is None else so_far if seen is None else so_far & seen
     return [None if seen is None else next(iter(seen)) if len(seen) == 1 else MIXED for seen in fits]
 
 
-def _probe(
-    model: torch.nn.Module, inputs: Tensor, signature: Signature, parameters: Sequence[torch.nn.Parameter]
-) -> list[Fits | None]:
-    """Send two gradients through a few examples, one with the examples scaled apart, and read off whose rows are whose.
+def _probe(logits: Tensor, plan: _Plan) -> list[Fits | None]:
+    """Send gradients through a batch, one plain and one for each digit of an example's number, and read off whose rows are whose.
 
     Powers of two scale without rounding, so rows of a model that keeps examples apart show their factor exactly.
     """
-    examples = len(inputs)
-    logits = model(inputs)
-    plan = _plan(logits, parameters)
-    if plan.signature(examples) != signature:
-        return [frozenset()] * len(signature)
+    examples = len(logits)
     classes = torch.arange(logits.shape[1], device=logits.device, dtype=logits.dtype)
     plain = torch.cos(1 + classes).expand(logits.shape)
-    scales = 2.0 ** torch.arange(1, examples + 1, device=logits.device, dtype=logits.dtype)
-    seen: list[dict[Node, Tensor]] = []
-    for root, keep in ((plain, True), (plain * scales.unsqueeze(1), False)):
-        caught: dict[Node, Tensor] = {}
-        _sweep(logits, root, {use.site.node for use in plan.uses}, caught.__setitem__, keep=keep)
-        seen.append(caught)
+    scales = (2.0 ** digits_of(examples)).to(logits)
+    seen = [_lengths(logits, plain * factors.unsqueeze(1), plan) for factors in (torch.ones_like(scales[0]), *scales)]
     out: list[Fits | None] = []
-    for use in plan.uses:
+    for number, use in enumerate(plan.uses):
         if use.operation.rows % examples:
             out.append(frozenset())
-            continue
-        if use.site.node not in seen[0] or use.site.node not in seen[1]:
+        elif any(number not in lengths for lengths in seen):
             out.append(None)
-            continue
-        cells = [wide(use.operation.cells(caught[use.site.node])).reshape(use.operation.rows, -1) for caught in seen]
-        out.append(fitting_layouts(cells[0], cells[1], scales.to(cells[0].dtype)))
+        else:
+            first, *others = (lengths[number] for lengths in seen)
+            out.append(fitting_layouts(first, torch.stack(others), examples))
     return out
+
+
+def _lengths(logits: Tensor, root: Tensor, plan: _Plan) -> dict[int, Tensor]:
+    """Return the lengths (R,) of the rows of the gradient at each use that one from `root` reaches, by the use's number."""
+    found: dict[int, Tensor] = {}
+
+    def meet(node: Node, gradient: Tensor) -> None:
+        for number, use in enumerate(plan.uses):
+            if use.site.node is node:
+                cells = wide(use.operation.cells(gradient)).reshape(use.operation.rows, -1)
+                found[number] = torch.linalg.vector_norm(cells, dim=1)
+
+    _sweep(logits, root, {use.site.node for use in plan.uses}, meet, keep=True)
+    return found
 
 
 def _sweep(

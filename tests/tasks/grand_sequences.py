@@ -135,3 +135,55 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(torch.tanh(self.two(torch.relu(self.one(self.words(x)).mean(1)))))
+
+
+class Packed(nn.Module):
+    """Words that are no padding, gathered over all texts, a layer over them, and their mean in each text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 8, padding_idx=0)
+        self.inner, self.out = nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+    def gathered(self, x: Tensor) -> Tensor:
+        return torch.relu(self.inner(self.words(x)[x != 0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = x != 0
+        owner = there.nonzero()[:, 0]
+        total = self.words.weight.new_zeros(len(x), 8).index_add(0, owner, self.gathered(x))
+        return self.out(total / there.sum(1, keepdim=True))
+
+
+class PackedBySlices(Packed):
+    """The same, but that texts are cut out of the words by where they begin and end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.stack([words.mean(0) for words in self.gathered(x).split((x != 0).sum(1).tolist())]))
+
+
+class PackedByProduct(Packed):
+    """The same, but that words are added up by a product with what says whose they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = x != 0
+        owns = functional.one_hot(there.nonzero()[:, 0], len(x)).T
+        return self.out(owns.to(self.out.weight) @ self.gathered(x) / there.sum(1, keepdim=True))
+
+
+class Routed(nn.Module):
+    """Two experts, each given the words that choose it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.out = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = x.flatten(0, 1)
+        chosen = (words[:, 0] > 0).long()
+        hidden = torch.zeros_like(words)
+        for number, expert in enumerate(self.experts):
+            rows = (chosen == number).nonzero()[:, 0]
+            hidden = hidden.index_copy(0, rows, torch.relu(expert(words[rows])))
+        return self.out(hidden.unflatten(0, x.shape[:2]).mean(1))
