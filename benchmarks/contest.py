@@ -69,7 +69,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _tree_bytes(process: psutil.Process) -> int:
-    """Return the resident bytes of a process and all below it; pages that they share are counted once each."""
+    """Return the resident bytes of a process and all below it; of shared pages those of the first process alone."""
     total = 0
     for one in [process, *process.children(recursive=True)]:
         try:

@@ -154,13 +154,20 @@ class Batch:
 
 
 def find_batch(bench: Bench, work: Callable[[int], object], start: int, most: int) -> Batch:
-    """Return the fastest pass, doubling the rows until memory, the cap of `most`, or until it gains less than 3 %."""
+    """Return the fastest pass, doubling the rows until memory, the cap of `most`, or until it gains less than 3 %.
+
+    Raises ValueError where `start` is above `most`, OutOfMemoryError where not even `start` rows fit.
+    """
+    if start > most:
+        raise ValueError(f"a pass begins at {start} rows, and there are {most}")
     best = (0, math.inf)
     rows = start
     while rows <= most:
         try:
             seconds = bench.seconds(lambda rows=rows: work(rows), repeats=3)
         except torch.OutOfMemoryError:
+            if rows == start:
+                raise
             torch.cuda.empty_cache()
             return Batch(*best, "memory")
         gained = best[0] == 0 or rows / seconds > 1.03 * best[0] / best[1]

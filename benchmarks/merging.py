@@ -251,7 +251,7 @@ def rows_of(found: dict[str, Run], rows: int) -> list[Row]:
 
 
 def profile(rows: int) -> str:
-    """Return where the time of one worker goes, alone on one core: nanoseconds a row by kind of work."""
+    """Return where the time of one worker goes, nanoseconds a row by kind of work; run two at once for what the stage has."""
     from tasks.merge import MergeInputs, merge_stage
     from tasks.pool import SerialPool
     from tasks.sources.spec import DataSpec

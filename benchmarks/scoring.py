@@ -1,7 +1,8 @@
 """The score stage beside a bare torch loop, all scores beside one, proxies together beside apart: `python -m benchmarks.scoring`.
 
-Bare loop and stage read the same Parquet files and use the same number of threads. The stage's rate is that between its first
-and its last part, start-up reported beside it.
+Bare loops and stage read the same Parquet files and use the same number of threads: the loop in one process of as many, and in
+as many processes of one each, which serves small models better. The stage's rate is that between its first and its last part,
+start-up reported beside it; the loops' begins once models are loaded.
 """
 
 from __future__ import annotations
@@ -20,105 +21,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch.func import functional_call, stack_module_state, vmap
-from torch.nn import functional
 
 from benchmarks.contest import Row, peaks_of, table
+from benchmarks.scoring_case import CLASSES, MODELS, SHARD_ROWS, SIDE, Case, bare_loop, bare_loops, loaded
 from cluster.record import Seal
 from cluster.session import RaySession
 from cluster.storage import Store
 from tasks.dataset import Dataset
 from tasks.models.build import build_model
 from tasks.pool import Pool, SerialPool
-from tasks.proxy import ProxyInputs, ProxySpec, load_checkpoint, proxy_stage
 from tasks.schemas import TRAIN
-from tasks.score import ScoreInputs, ScoreSpec, score_stage
-from tasks.shard import shard_stage
-from tasks.sources.spec import DataSpec
 from tasks.spec import Use
 from tasks.tables import load_part
 
-SIDE, CLASSES = 16, 10
-SHARD_ROWS = 2**15
 FINAL = ["el2n", "loss", "entropy", "margin", "least_confidence", "grand_last"]
-STAGE, BARE = "stage", "bare"
-MODELS: dict[str, dict[str, Any]] = {"mlp": {"use": "mlp", "args": {"hidden": [256]}}, "cnn": {"use": "cnn", "args": {}}}
-
-
-def write_data(folder: Path, rows: int) -> None:
-    """Write images (1, SIDE, SIDE) uint8 with labels, and a small test file."""
-    generator = np.random.default_rng(0)
-    kind = pa.list_(pa.uint8(), SIDE * SIDE)
-    for name, count in (("train", rows), ("test", 1000)):
-        with pq.ParquetWriter(folder / f"{name}.parquet", pa.schema({"features": kind, "label": pa.int64()})) as writer:
-            for start in range(0, count, SHARD_ROWS):
-                size = min(SHARD_ROWS, count - start)
-                x = generator.integers(0, 256, size * SIDE * SIDE, dtype=np.uint8)
-                y = generator.integers(0, CLASSES, size)
-                columns = [pa.FixedSizeListArray.from_arrays(pa.array(x), SIDE * SIDE), pa.array(y)]
-                writer.write_table(pa.table(columns, schema=writer.schema), row_group_size=SHARD_ROWS)
-
-
-class Case:
-    """Hold data with their index and the proxies of one model in a store."""
-
-    def __init__(self, folder: Path, rows: int, model: str, proxies: int) -> None:
-        data = folder / "data"
-        if not data.exists():
-            data.mkdir(parents=True)
-            write_data(data, rows)
-        self.rows, self.folder = rows, folder
-        self.store = Store(str(folder / f"store-{model}-{proxies}"))
-        self.data = DataSpec.model_validate(
-            {"source": {"use": "parquet", "args": {"shape": [1, SIDE, SIDE]}}, "train": str(data / "train.parquet"),
-             "test": str(data / "test.parquet"), "shard_rows": SHARD_ROWS, "validation": 0.001}
-        )  # fmt: skip
-        self.index = shard_stage(self.data, self.store, SerialPool())
-        self.proxy = ProxySpec.model_validate({"model": MODELS[model], "seeds": proxies, "steps": 5, "batch_size": 64})
-        inputs = ProxyInputs(self.data, self.index, (1.0,), "", 0)
-        self.proxies = proxy_stage(self.proxy, inputs, self.store, SerialPool())
-        self.model = model
-
-    def stage(self, scores: list[str], pool: Pool, store: Store, which: slice = slice(None), **spec: Any) -> Seal:
-        """Score with some of the proxies into a store."""
-        inputs = ScoreInputs(self.data, self.index, self.proxy, self.proxies[which], "", 0)
-        return score_stage(ScoreSpec.model_validate({"scores": scores, **spec}), inputs, store, pool)
-
-    def place(self, number: int) -> Store:
-        """Return another empty store with this case's index and proxies in it, hard-linked."""
-        target = self.folder / f"scored-{self.model}-{len(self.proxies)}-{number}-{time.monotonic_ns()}"
-        source = Path(self.store.uri.removeprefix("file://"))
-        for file in source.rglob("*"):
-            if file.is_file() and "/score-" not in str(file):
-                link = target / file.relative_to(source)
-                link.parent.mkdir(parents=True, exist_ok=True)
-                os.link(file, link)
-        return Store(str(target))
-
-
-def bare_loop(case: Case, threads: int) -> tuple[float, torch.Tensor]:
-    """Return rows a second of a torch loop over the same file, read, scale, forward, el2n, and el2n of its rows."""
-    torch.set_num_threads(threads)
-    model = build_model(case.proxy.model, (1, SIDE, SIDE), CLASSES, 0)
-    model.load_state_dict(load_checkpoint(case.store, case.proxies[0], 1.0)["model"])
-    model.eval()
-    out = []
-    start = time.perf_counter()
-    file = pq.ParquetFile(Path(case.data.train))
-    for group in range(file.metadata.num_row_groups):
-        read = file.read_row_group(group)
-        x = read.column("features").combine_chunks().flatten().to_numpy().reshape(-1, 1, SIDE, SIDE)
-        y = torch.from_numpy(read.column("label").to_numpy())
-        with torch.no_grad():
-            for at in range(0, len(x), 256):
-                inputs = torch.from_numpy(x[at : at + 256]).float() / 255
-                probabilities = functional.softmax(model(inputs), 1)
-                hot = functional.one_hot(y[at : at + 256], CLASSES)
-                out.append((probabilities - hot).norm(dim=1))
-    scores = torch.cat(out)
-    return len(scores) / (time.perf_counter() - start), scores
+STAGE, BARE, BARES = "stage", "bare", "bares"
+Scored = tuple[Store, Seal]
 
 
 def largest_difference(case: Case, store: Store, seal: Seal, scores: torch.Tensor) -> float:
@@ -150,14 +70,19 @@ class Timed:
             yield index, result
 
 
-def against_bare_loop(case: Case, repeats: int) -> Row:
-    """Return the line of the score stage under Ray, one worker a core, beside the bare loop with as many threads."""
+def against_bare_loops(case: Case, repeats: int) -> list[Row]:
+    """Return the lines of the score stage under Ray, one worker a core, beside bare loops with as many threads."""
     cores = os.cpu_count() or 1
-    rates, starts, bare = [], [], []
+    rates, starts = [], []
+    bare: dict[str, list[float]] = {BARE: [], BARES: []}
     apart = 0.0
     for turn in range(repeats + 1):
         rate, scores = bare_loop(case, cores)
-        bare.append(rate)
+        other, again = bare_loops(case, cores)
+        if not torch.allclose(scores, again, atol=1e-5):
+            raise ValueError("the bare loops have other scores in one process than in several")
+        bare[BARE].append(rate)
+        bare[BARES].append(other)
         store = case.place(turn)
         with RaySession("local", (), case.folder / f"ray-{turn}") as session:
             pool = Timed(session.pool())
@@ -167,13 +92,20 @@ def against_bare_loop(case: Case, repeats: int) -> Row:
         (first, skipped), (last, _) = pool.times[0], pool.times[-1]
         rates.append((sum(rows for _, rows in pool.times) - skipped) / (last - first))
         starts.append(first - begin)
-        print(f"  {case.model}: stage {rates[-1]:.0f} rows/s, bare {bare[-1]:.0f}", file=sys.stderr, flush=True)
-    rate, its, peak = statistics.median(rates[1:]), statistics.median(bare[1:]), peaks(case, STAGE, BARE)
-    return Row(
-        f"score stage, {case.model}, {case.rows:.0e} rows", f"bare torch loop, {cores} threads", ">= 0.9x its throughput",
-        f"{rate:,.0f} rows/s, {peak[STAGE]}", f"{its:,.0f} rows/s, {peak[BARE]}", f"{rate / its:.2f}x", rate >= 0.9 * its,
-        f"first part after {statistics.median(starts[1:]):.1f} s; el2n at most {apart:.0e} apart",
-    )
+        print(f"  {case.model}: stage {rates[-1]:.0f} rows/s, bare {rate:.0f} and {other:.0f}", file=sys.stderr, flush=True)
+    rate, peak = statistics.median(rates[1:]), peaks(case, STAGE, BARE, BARES)
+    note = f"first part after {statistics.median(starts[1:]):.1f} s; el2n at most {apart:.0e} apart"
+    rows = []
+    for way, what in ((BARE, f"bare torch loop, {cores} threads"), (BARES, f"the same, {cores} processes of one thread")):
+        its = statistics.median(bare[way][1:])
+        rows.append(
+            Row(
+                f"score stage, {case.model}, {case.rows:.0e} rows", what, ">= 0.9x its throughput",
+                f"{rate:,.0f} rows/s, {peak[STAGE]}", f"{its:,.0f} rows/s, {peak[way]}", f"{rate / its:.2f}x", rate >= 0.9 * its,
+                note,
+            )
+        )  # fmt: skip
+    return rows
 
 
 def in_process(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -188,12 +120,15 @@ def in_process(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str,
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def ways_of(case: Case) -> dict[str, Callable[[], object]]:
+def ways_of(case: Case) -> dict[str, Callable[[], Any]]:
     """Return what is compared of one case, by name."""
 
-    def apart() -> None:
-        for number in range(len(case.proxies)):
-            case.stage(["el2n"], SerialPool(), case.place(0), slice(number, number + 1))
+    def scored(scores: list[str], which: slice) -> Scored:
+        store = case.place(0)
+        return store, case.stage(scores, SerialPool(), store, which)
+
+    def apart() -> list[Scored]:
+        return [scored(["el2n"], slice(number, number + 1)) for number in range(len(case.proxies))]
 
     def under_ray() -> None:
         with RaySession("local", (), case.folder / f"ray-{time.monotonic_ns()}") as session:
@@ -202,9 +137,10 @@ def ways_of(case: Case) -> dict[str, Callable[[], object]]:
     return {
         STAGE: under_ray,
         BARE: lambda: bare_loop(case, os.cpu_count() or 1),
-        "all": lambda: case.stage(FINAL, SerialPool(), case.place(0), slice(0, 1)),
-        "el2n": lambda: case.stage(["el2n"], SerialPool(), case.place(0), slice(0, 1)),
-        "together": lambda: case.stage(["el2n"], SerialPool(), case.place(0)),
+        BARES: lambda: bare_loops(case, os.cpu_count() or 1),
+        "all": lambda: scored(FINAL, slice(0, 1)),
+        "el2n": lambda: scored(["el2n"], slice(0, 1)),
+        "together": lambda: scored(["el2n"], slice(None)),
         "apart": apart,
     }
 
@@ -216,9 +152,18 @@ def peaks(case: Case, *ways: str) -> dict[str, str]:
     return {way: f"{peak:.0f} MiB" for way, peak in found.items()}
 
 
+def check_equal(one: Scored, column: str, other: Scored) -> None:
+    """Raise ValueError where a column of one score stage is not the el2n of another, bit for bit, part by part."""
+    sides = ((*one, column), (*other, "el2n"))
+    parts = [[load_part(store, part, ["example_id", name]) for part in seal.parts] for store, seal, name in sides]
+    if any(not a.column(0).equals(b.column(0)) or not a.column(1).equals(b.column(1)) for a, b in zip(*parts, strict=True)):
+        raise ValueError(f"{column} of a stage that does more is not el2n of one that does less")
+
+
 def all_scores(case: Case, repeats: int) -> Row:
     """Return the line of all final-checkpoint scores together beside el2n alone."""
     ways = ways_of(case)
+    check_equal(ways["all"](), "el2n", ways["el2n"]())
     found = in_process({"all": ways["all"], "el2n": ways["el2n"]}, repeats)
     ratio, peak = found["all"] / found["el2n"], peaks(case, *found)
     said = {way: f"{found[way]:.2f} s, {peak[way]}" for way in found}
@@ -229,6 +174,8 @@ def all_scores(case: Case, repeats: int) -> Row:
 def several_proxies(case: Case, repeats: int) -> Row:
     """Return the line of all proxies in one stage beside a stage for each."""
     ways = ways_of(case)
+    for number, alone in enumerate(ways["apart"]()):
+        check_equal(ways["together"](), f"el2n_s{number}", alone)
     found = in_process({"together": ways["together"], "apart": ways["apart"]}, repeats)
     ratio, peak = found["together"] / found["apart"], peaks(case, *found)
     said = {way: f"{found[way]:.2f} s, {peak[way]}" for way in found}
@@ -239,11 +186,7 @@ def several_proxies(case: Case, repeats: int) -> Row:
 
 def stacked(case: Case, repeats: int) -> Row:
     """Return the line of the forward passes of all proxies as one stack (torch.func) beside one after the other."""
-    models = []
-    for seal in case.proxies:
-        model = build_model(case.proxy.model, (1, SIDE, SIDE), CLASSES, 0).eval()
-        model.load_state_dict(load_checkpoint(case.store, seal, 1.0)["model"])
-        models.append(model)
+    models = [loaded(case, number) for number in range(len(case.proxies))]
     parameters, buffers = stack_module_state(models)  # type: ignore[arg-type]
     empty = copy.deepcopy(models[0]).to("meta")
     x = pass_inputs()
@@ -305,7 +248,7 @@ def measure(rows: int, repeats: int, models: Sequence[str] = tuple(MODELS)) -> l
     out = []
     with tempfile.TemporaryDirectory() as folder:
         for model in models:
-            out.append(against_bare_loop(Case(Path(folder), rows, model, 1), repeats))
+            out += against_bare_loops(Case(Path(folder), rows, model, 1), repeats)
         small = Path(folder) / "small"
         for model in models:
             torch.set_num_threads(os.cpu_count() or 1)

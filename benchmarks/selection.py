@@ -1,7 +1,7 @@
 """Select 5 % signal and 5 % exploration with weights from a large table, beside its peers: `python -m benchmarks.selection`.
 
 The table has ids ascending over disjoint files; `--case "eight values"` has eight distinct scores, `--case shuffled` ids in no
-order, so that the files overlap. Every way runs in a process of its own with two threads and ends with a Parquet file on disk.
+order, so that the files overlap. Every way runs in a process of its own on two cores and ends with a Parquet file on disk.
 
 What the peers leave out: DuckDB's top, Polars and numpy only cut off the top 10 % and write ids; they draw no exploration, have
 no probabilities and weights, break ties by no hash, do not order the ids, and look for no id that occurs twice. "DuckDB, the

@@ -107,7 +107,7 @@ def measure(repeats: int, steps: dict[str, int]) -> list[Row]:
 WAYS = ("ours", "bare", "recorded", "read")
 
 
-def ways_of(subset: str, name: str, steps: int) -> dict[str, Callable[[], object]]:
+def ways_of(subset: str, name: str, steps: int) -> dict[str, Callable[[], Any]]:
     """Return every way of WAYS for one model, on a compact subset that is in memory."""
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
@@ -118,8 +118,10 @@ def ways_of(subset: str, name: str, steps: int) -> dict[str, Callable[[], object
     )
     pipeline = Pipeline(Recipe(), numerics)
 
-    def ours(recorder: DynamicsRecorder | None = None) -> None:
-        train_model(copy.deepcopy(fresh), data, settings, pipeline, recorder=recorder)
+    def ours(recorder: DynamicsRecorder | None = None) -> torch.nn.Module:
+        model = copy.deepcopy(fresh)
+        train_model(model, data, settings, pipeline, recorder=recorder)
+        return model
 
     return {
         "ours": ours,
@@ -134,6 +136,9 @@ def rows_of(subset: str, repeats: int, steps: dict[str, int]) -> list[Row]:
     rows = []
     for name in MODELS:
         ways = ways_of(subset, name, steps[name])
+        weights = [dict(ways[way]().state_dict()) for way in ("ours", "recorded")]
+        if any(not torch.equal(one, weights[1][key]) for key, one in weights[0].items()):
+            raise ValueError("the recorder changes the training that it records")
         times: dict[str, list[float]] = {way: [] for way in ways}
         for turn in range(repeats + 1):
             for way, do in ways.items():
