@@ -41,10 +41,11 @@ ARMS = {
 HEAD = """# Scaling laws on trained models
 
 `python -m benchmarks.scaling{option}`, {seconds:.0f} s on {cores} cores that had other work too. MNIST-1D, one draw of
-{rows:,} rows cut to six nested sizes, the same 50,000 test examples for all; MLP 40-256-10, EL2N from three proxies of 4 epochs at each size; five
-paired replicates, each a new selection and a new training of {training}. Errors are on the test set, in %: the mean over
-replicates, ± half its 95 % interval by t. `n` is the train split that is selected from; keep n examples are trained on, and no
-others are touched. {caveat}; data are one draw, with one set of proxies a size, which no interval and no p here counts.
+{rows:,} rows cut to six nested sizes, the same 50,000 test examples for all; MLP 40-256-10, EL2N from three proxies of
+4 epochs at each size; five paired replicates, each a new selection and a new training of {training}.
+Errors are on the test set, in %: the mean over replicates, ± half its 95 % interval by t. `n` is the train split that is selected
+from; keep n examples are trained on, and no others are touched. {caveat}.
+Data are one draw, with one set of proxies a size, which no interval and no p here counts.
 
 ![Test error against the size of the data at keep 0.1 and 0.3, log-log]({figure})
 """
