@@ -74,7 +74,8 @@ class Convolution:
         """Sum the product of the patches' Gram matrix and the gradients' one over all pairs of output positions.
 
         The patches' Gram matrix is a sum over kernel taps of shifted views of the pixels' Gram matrix, so no patches
-        are made. x (examples, channels, ...), g (examples, channels, ...).
+        are made. x (examples, channels, ...), g (examples, channels, ...). What all pixels share enters squared: where a
+        norm after the layer takes it out of the gradient, the error grows with it, to 5e-4 for inputs of mean 100 and spread 1.
         """
         at, examples = self.geometry, len(x)
         spatial, outputs = x.shape[2:], g.shape[2:]
