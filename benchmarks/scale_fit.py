@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
 SHARE = 0.95
+STEEPEST = 6.0
+"""An exponent that comes to this is none: the last point alone stands out."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,11 @@ def _with_fixed(x: F64, log_y: F64, start: Fit) -> tuple[Fit | None, float]:
     best = None
     for exponent in (0.5, 1.0, max(0.1, start.exponent)):
         found = least_squares(
-            residuals, np.array([log_y.min() - 0.1, log_y.max(), exponent]), bounds=([-40, -40, 0.01], [40, 40, 6])
+            residuals, np.array([log_y.min() - 0.1, log_y.max(), exponent]), bounds=([-40, -40, 0.01], [40, 40, STEEPEST])
         )
         if best is None or found.cost < best.cost:
             best = found
-    if best is None or not best.success:
+    if best is None or not best.success or best.x[2] > STEEPEST - 1e-3:
         return None, math.inf
     log_fixed, log_scale, exponent = (float(one) for one in best.x)
     half, spread = _half_width(best.jac, best.fun, 2)

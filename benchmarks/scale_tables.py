@@ -102,11 +102,11 @@ def seal_bytes(lines: Sequence[Line]) -> dict[str, float]:
 def asked(lines: Sequence[Line]) -> str:
     """Return what a stage asks of its store."""
     grown, moved, seals, more = asked_of_s3(lines), volume(lines), seal_bytes(lines), reads_a_megabyte(lines)
-    rows = [
-        [stage, *(f"{number(each)} a shard + {number(fixed)}" for each, fixed in grown[stage].values()), number(more[stage]),
-         *(number(one) for one in moved[stage]), number(seals[stage]) if stage in seals else "-"]
-        for stage in grown
-    ]  # fmt: skip
+    rows = []
+    for stage, counts in grown.items():
+        calls = [f"{number(each)} a shard {'-' if fixed < 0 else '+'} {number(abs(fixed))}" for each, fixed in counts.values()]
+        seal = number(seals[stage]) if stage in seals else "-"
+        rows.append([stage, *calls, number(more[stage]), *(number(one) for one in moved[stage]), seal])
     head = ["stage", "S3 reads", "S3 writes and lists", "more reads a MB of data", "bytes written a row", "bytes read a row",
             "seal, bytes a part"]  # fmt: skip
     return markdown(head, rows)

@@ -32,6 +32,12 @@ def test_a_fixed_cost_is_told_from_the_growth(exponent: float) -> None:
     assert (fit.fixed, fit.scale, fit.exponent) == pytest.approx((20, 0.1, exponent), rel=1e-3)
 
 
+def test_a_last_point_that_alone_stands_out_is_no_steep_growth() -> None:
+    y = [1.0, 1.1, 0.9, 1.05, 0.95, 1.0, 1.9]
+    fit, line = fit_power(DECADES, y), linregress(np.log(DECADES), np.log(y))
+    assert (fit.fixed, fit.exponent) == (0, pytest.approx(line.slope)) and fit.high < 1
+
+
 def test_without_a_fixed_cost_the_interval_is_that_of_the_regression() -> None:
     noise = np.random.default_rng(3).normal(0, 0.1, len(DECADES))
     y = 2 * np.array(DECADES) ** 1.1 * np.exp(noise)
