@@ -19,7 +19,7 @@ from cluster.control_characters import show_controls
 from cluster.errors import StoreError
 from cluster.fingerprint import canonical_json
 from cluster.processes import Process
-from cluster.storage import Store
+from cluster.storage import Store, check_name
 from flows.prefect_settings import redact
 
 HEARTBEAT_S = 30.0
@@ -195,6 +195,12 @@ class _Files:
         """Return what a file says; None where it is not there or makes no sense."""
         name = f"{self.base}{suffix}"
         if name not in self.names:
+            return None
+        try:
+            check_name(name)
+        except StoreError:
+            # Someone's file, of a name that no attempt gives: `my copy.json`.
+            self.unreadable.append(name)
             return None
         try:
             return understand(json.loads(self.store.read(name)))

@@ -286,3 +286,11 @@ def test_wrong_values_beside_a_record_are_found(store: Store, suffix: str, body:
         assert state.unreadable == (name,)
         assert stage_timings(store, "run") == []
         store.remove(name)
+
+
+def test_a_file_of_a_name_that_no_attempt_gives_is_named_and_passed_over(store: Store) -> None:
+    with Attempt(store, "run") as attempt:
+        (Path(store.uri.removeprefix("file://")) / "runs/run/attempts/my copy.json").write_text("{}")
+        running, odd = attempt_states(store, "run")
+        assert (running.name, running.state, running.unreadable) == (attempt.name, "running", ())
+        assert (odd.state, odd.unreadable) == ("unreadable", ("runs/run/attempts/my copy.json",))
