@@ -181,7 +181,8 @@ def several_proxies(case: Case, repeats: int) -> Row:
     said = {way: f"{found[way]:.2f} s, {peak[way]}" for way in found}
     count = len(case.proxies)
     peer, note = f"{count} separate passes", "read and decoded once"
-    return Row(f"{count} proxies, {case.model}, one thread", peer, "< 1x", said["together"], said["apart"], f"{ratio:.2f}x", ratio < 1, note)
+    work = f"{count} proxies, {case.model}, one thread"
+    return Row(work, peer, "< 1x", said["together"], said["apart"], f"{ratio:.2f}x", ratio < 1, note)
 
 
 def stacked(case: Case, repeats: int) -> Row:
