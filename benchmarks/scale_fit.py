@@ -12,8 +12,6 @@ import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
 SHARE = 0.95
-STEEPEST = 6.0
-"""An exponent that comes to this is none: the last point alone stands out."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +73,17 @@ def _with_fixed(x: F64, log_y: F64, start: Fit) -> tuple[Fit | None, float]:
     best = None
     for exponent in (0.5, 1.0, max(0.1, start.exponent)):
         found = least_squares(
-            residuals, np.array([log_y.min() - 0.1, log_y.max(), exponent]), bounds=([-40, -40, 0.01], [40, 40, STEEPEST])
+            residuals, np.array([log_y.min() - 0.1, log_y.max(), exponent]), bounds=([-40, -40, 0.01], [40, 40, 6])
         )
         if best is None or found.cost < best.cost:
             best = found
-    if best is None or not best.success or best.x[2] > STEEPEST - 1e-3:
+    if best is None or not best.success:
         return None, math.inf
     log_fixed, log_scale, exponent = (float(one) for one in best.x)
     half, spread = _half_width(best.jac, best.fun, 2)
+    if half >= exponent:
+        # Where the last point alone stands out, any steep exponent does.
+        return None, math.inf
     scale = math.exp(log_scale) / float(x.max()) ** exponent
     fit = Fit(math.exp(log_fixed), scale, exponent, exponent - half, exponent + half, spread)
     return fit, float(best.fun @ best.fun)

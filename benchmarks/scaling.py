@@ -73,7 +73,7 @@ Both are in %.
 """
 
 
-def config(limit: int, steps: int | None) -> dict[str, Any]:
+def config(limit: int, steps: int | None = None) -> dict[str, Any]:
     """Return the sweep at one size."""
     length = {"epochs": 5, "min_steps": 400} if steps is None else {"steps": steps}
     return {
