@@ -23,7 +23,9 @@ PROBE_ROWS = (3, 2, 4, 5, 7)
 MIXED = (0, 0)
 
 Signature = tuple[tuple[str, int, int, int, int], ...]
-# Found once for each structure of a model's graph, where that decides them, and forgotten with the model.
+# Found once for each structure of a model's graph, where that decides them, and forgotten with the model. Where every batch has
+# a structure of its own (slices by lengths) only so many are kept.
+MOST_KNOWN = 64
 _KNOWN: WeakKeyDictionary[torch.nn.Module, dict[tuple[Signature, Structure], list[tuple[int, int] | None]]] = WeakKeyDictionary()
 
 
@@ -124,6 +126,8 @@ def _layouts(
     if found is None:
         found = _find_layouts(model, inputs, logits, plan, parameters)
         if shape is not None and None not in found:
+            if len(known) >= MOST_KNOWN:
+                known.clear()
             known[signature, shape] = found
     return [Layout(pair[0], examples, pair[1]) if pair is not None and pair != MIXED else None for pair in found]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import cache
 
 import torch
 
@@ -32,6 +33,7 @@ _PLACED = frozenset({
 # A product of rows with a parameter leaves them where they are; one with other data can gather them. Its operands by slot.
 _MATRIX = {"Mm": (0, 1), "Addmm": (1, 2)}
 _BATCHED = frozenset({"Bmm", "Baddbmm"})
+_CHAIN = REARRANGE | CUT
 # Names of the settings that a kind of node saved, tensors left out: those may be packed away by hooks.
 _SETTINGS: dict[str, tuple[str, ...]] = {}
 
@@ -47,6 +49,8 @@ def structure(logits: torch.Tensor, uses: Collection[Node]) -> Structure | None:
     numbers = {node: number for number, node in enumerate(below)}
     out: list[tuple[object, ...]] = []
     for node, above in below.items():
+        if not above and node not in uses:
+            continue
         if above and not _is_placed(node, len(logits)):
             return None
         edges = tuple((-1 if child is None else numbers[child], output) for child, output in node.next_functions)
@@ -55,12 +59,13 @@ def structure(logits: torch.Tensor, uses: Collection[Node]) -> Structure | None:
     return tuple(out)
 
 
-def _kind(node: Node) -> str:
-    return re.sub(r"Backward\d*$", "", node.name())
+@cache
+def _kind(name: str) -> str:
+    return re.sub(r"Backward\d*$", "", name)
 
 
 def _is_placed(node: Node, examples: int) -> bool:
-    kind = _kind(node)
+    kind = _kind(node.name())
     if kind in _MATRIX:
         return any(_is_parameter(node.next_functions[slot][0]) for slot in _MATRIX[kind])
     if kind in _BATCHED:
@@ -69,7 +74,7 @@ def _is_placed(node: Node, examples: int) -> bool:
 
 
 def _is_parameter(node: Node | None) -> bool:
-    while node is not None and node.name() in REARRANGE | CUT:
+    while node is not None and node.name() in _CHAIN:
         node = node.next_functions[0][0]
     return hasattr(node, "variable")
 

@@ -92,3 +92,12 @@ def test_one_structure_and_other_shapes_are_two_things(monkeypatch: pytest.Monke
     for height, width in ((4, 9), (9, 4), (6, 6), (4, 9)):
         inputs = torch.randn(20, 3, height, width, generator=torch.Generator().manual_seed(height))
         np.testing.assert_allclose(grand(model, inputs, targets), oracle.gradient_norms(model, inputs, targets), rtol=1e-5)
+
+
+def test_structures_of_which_every_batch_has_its_own_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "MOST_KNOWN", 3)
+    model = nn.Linear(3, CLASSES)
+    for rows in (2, 3, 4, 5, 2):
+        inputs, targets = torch.randn(rows, 3, generator=torch.Generator().manual_seed(rows)), torch.arange(rows) % CLASSES
+        np.testing.assert_allclose(grand(model, inputs, targets), oracle.gradient_norms(model, inputs, targets), rtol=1e-5)
+        assert len(norms._KNOWN[model]) <= 3
