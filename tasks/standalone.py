@@ -189,6 +189,8 @@ def _write(selection: SelectionTable, out: str) -> None:
             table.schema,
             compression="zstd",
             use_dictionary=["arm", "inclusion_prob", "weight"],
+            # Least and greatest arm: an eighth of the time to encode, for nothing that anyone asks.
+            write_statistics=["example_id", "inclusion_prob", "weight"],
             # Ascending ids: differences of neighbours take a fraction of the bytes and of the time.
             column_encoding={"example_id": "DELTA_BINARY_PACKED"},
         ) as writer, ThreadPoolExecutor(1, thread_name_prefix="write") as executor:

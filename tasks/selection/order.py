@@ -20,13 +20,8 @@ DIGITS = 1 << DIGIT_BITS
 
 def words_of(values: npt.NDArray[Any]) -> tuple[U64, int]:
     """Return (words as `sortable_bits` gives them, how many values are NaN); the words of NaN mean nothing."""
-    if values.dtype.kind in "iu" and values.dtype.itemsize == 8 and values.size:
-        wide = int(np.count_nonzero((values > _EXACT) | ((values < -_EXACT) if values.dtype.kind == "i" else False)))
-        if wide:
-            raise InputError(
-                f"{wide} of {values.size} scores are integers beyond 2^53: their order is lost in float64; "
-                "give smaller integers or floats"
-            )
+    if values.dtype.kind in "iu":
+        check_exact(values)
     elif values.dtype.kind not in "iufb":
         raise InputError(f"scores are {values.dtype}: only numbers have an order; name a numeric column")
     # Adding 0.0 makes 0.0 of -0.0 and widens in one pass.
@@ -38,6 +33,18 @@ def words_of(values: npt.NDArray[Any]) -> tuple[U64, int]:
     mask |= _LOWEST
     bits ^= mask
     return bits.view(np.uint64), missing
+
+
+def check_exact(values: npt.NDArray[Any]) -> None:
+    """Raise InputError where some of the integers lie beyond 2^53, which float64 cannot tell apart."""
+    if values.dtype.itemsize < 8 or not values.size:
+        return
+    low, high = int(values.min()), int(values.max())
+    if max(high, -low) > _EXACT:
+        raise InputError(
+            f"scores hold integers beyond 2^53, {high if high > _EXACT else low} for example: their order is lost in float64; "
+            "give smaller integers or floats"
+        )
 
 
 def refuse_missing(missing: int, rows: int) -> None:
@@ -53,7 +60,7 @@ def sortable_bits(values: npt.NDArray[Any]) -> U64:
     """Return uint64 words (N,) in the order of the values (N,): a < b exactly where word(a) < word(b).
 
     Floats and integers, taken as float64; -0.0 and 0.0 are one value, infinities are the ends. Raises InputError, with
-    a count, on NaN and on integers beyond 2^53, which float64 cannot tell apart.
+    a count, on NaN, and on integers beyond 2^53, which float64 cannot tell apart.
     """
     words, missing = words_of(values)
     refuse_missing(missing, values.size)

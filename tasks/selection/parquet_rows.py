@@ -19,6 +19,7 @@ from cluster.errors import InputError
 from cluster.storage import filesystem
 from tasks.hashing import I64
 from tasks.imports import nearest
+from tasks.selection.order import check_exact
 from tasks.selection.repeats import find_repeats
 from tasks.selection.rows import BATCH_ROWS, Batch, over_pieces
 
@@ -312,9 +313,37 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def _scores(column: pa.Array) -> npt.NDArray[Any]:
-    if pa.types.is_decimal(column.type):
-        column = column.cast(pa.float64())
+    kind = column.type
+    if pa.types.is_decimal(kind):
+        column = _floats_of(column)
     if not column.null_count:
         # to_numpy would first import pandas where it is installed: 0.3 s, and 40 MB.
         return np.from_dlpack(column)
+    if pa.types.is_integer(kind):
+        # Nulls make floats of them, in which it is not seen that they were too large.
+        check_exact(column.drop_null().to_numpy())
     return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+def _floats_of(column: pa.Array) -> pa.Array:
+    """Return decimals as float64. Raises InputError where these do not tell them apart: more than 15 digits can be too many.
+
+    Of the decimals with one and the same float only that with the fewest digits is accepted, so no two are.
+    """
+    if column.type.precision <= 15:
+        return column.cast(pa.float64())
+    import pyarrow.compute as pc
+
+    # The direct cast is some last bits off the nearest float.
+    floats = column.cast(pa.string()).cast(pa.float64())
+    try:
+        same = pc.equal(floats.cast(pa.string()).cast(column.type), column)
+    except pa.ArrowInvalid:
+        # A float with more digits than the column has is of a decimal that has too many.
+        same = pa.scalar(False)
+    if not pc.all(same, min_count=0).as_py():
+        raise InputError(
+            f"scores are {column.type}, and some have more digits than float64 holds: their order would be lost; write floats, "
+            "or decimals of 15 digits at most"
+        )
+    return floats
