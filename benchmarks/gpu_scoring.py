@@ -17,8 +17,9 @@ from benchmarks.gpu_timing import Bench, count_work, find_batch
 from tasks.arithmetic import arithmetic, autocast
 from tasks.models.build import build_model
 from tasks.recipe import Pipeline
-from tasks.scores import norms, score_batch
+from tasks.scores import score_batch
 from tasks.scores.graph import trace
+from tasks.scores.plan import plan_of
 from tasks.spec import Numerics, Recipe, Use
 
 Tensor = torch.Tensor
@@ -158,7 +159,7 @@ def _gradients(
             yield name, len(x), way, f"{seconds:.4f}", f"{seconds / base:.2f}", f"{error:.1e}", f"{memory[0]:.2f}"
         logits = model(x[:4])
         traced = trace(logits, list(model.parameters()))
-        plan = norms._plan(logits, list(model.parameters()))
+        plan = plan_of(logits, list(model.parameters()))
     torch.backends.mha.set_fastpath_enabled(True)
     model.zero_grad()
     used = len({target.parameter for target in traced.targets} | traced.tangled)

@@ -58,6 +58,11 @@ class LastLinear:
                 "grand_last needs the input of the model's last nn.Linear; the model calls none. Use grand or el2n"
             )
         layer, x, output, version = self.calls[-1]
+        if getattr(layer.forward, "__func__", None) is not torch.nn.Linear.forward:
+            raise InputError(
+                f"grand_last is exact only where the last layer is x W + b; {type(layer).__name__} has a forward of its own. "
+                "Use grand or el2n"
+            )
         again = sum(1 for call in self.calls if call[0] is layer)
         whole = output.shape == logits.shape and output._version == version and _same(output, logits)
         if again > 1 or not whole:

@@ -33,6 +33,9 @@ _PLACED = frozenset({
 # A product of rows with a parameter leaves them where they are; one with other data can gather them. Its operands by slot.
 _MATRIX = {"Mm": (0, 1), "Addmm": (1, 2)}
 _BATCHED = frozenset({"Bmm", "Baddbmm"})
+# Each places rows by its settings; but two paths that these make differ can be chosen between by the data (a mask, a gate), and
+# then one batch does not tell of another. Only where the dim that they act on may hold the examples.
+_MOVING = frozenset({"Flip", "Roll", "Cat", "Stack"})
 _CHAIN = REARRANGE | CUT
 # Names of the settings that a kind of node saved, tensors left out: those may be packed away by hooks.
 _SETTINGS: dict[str, tuple[str, ...]] = {}
@@ -43,7 +46,8 @@ def structure(logits: torch.Tensor, uses: Collection[Node]) -> Structure | None:
 
     Two batches of one model whose graphs have the same structure have the rows of their examples at the same places in every
     one of `uses`. Only what lies between them and the logits counts. A batched product is taken to keep apart what its batch
-    dim holds, where that is a multiple of the examples.
+    dim holds, where that is a multiple of the examples; rows are taken not to be put in another order by views of parts of the
+    batch, or by parts put together along another dim than the first.
     """
     below = uses_below(logits.grad_fn, uses)
     numbers = {node: number for number, node in enumerate(below)}
@@ -70,7 +74,21 @@ def _is_placed(node: Node, examples: int) -> bool:
         return any(_is_parameter(node.next_functions[slot][0]) for slot in _MATRIX[kind])
     if kind in _BATCHED:
         return bool(node._input_metadata[0].shape[0] % examples == 0)
-    return kind in _PLACED
+    return kind in _PLACED and not (kind in _MOVING and _moves_examples(node, kind, examples))
+
+
+def _moves_examples(node: Node, kind: str, examples: int) -> bool:
+    """Return whether one of _MOVING may put the examples of a batch in another order."""
+    shape = tuple(node._input_metadata[0].shape)
+    if kind in ("Flip", "Roll"):
+        # Negative dims are kept as unsigned numbers. A roll without dims is one of all numbers in a row.
+        dims = [(dim + 2**63) % 2**64 - 2**63 for dim in node._saved_dims]
+        return not dims or any(shape[dim] % examples == 0 for dim in dims)
+    if node._saved_dim or shape[0] % examples:
+        return False
+    # Whole batches one after the other keep their order.
+    parts = [child._input_metadata[output].shape for child, output in node.next_functions if child is not None]
+    return kind == "Stack" or len(parts) < len(node.next_functions) or any(part[0] % examples for part in parts)
 
 
 def _is_parameter(node: Node | None) -> bool:

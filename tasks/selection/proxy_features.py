@@ -21,7 +21,7 @@ from tasks.score import ScoreInputs, ScoreSpec
 from tasks.scores.grand_last import LastLinear
 from tasks.scores.state import scoring
 from tasks.selection.features import InputFeatures
-from tasks.slots import rows_in_own_slots, rows_in_turn
+from tasks.slots import rows_in_own_slots
 from tasks.sources.protocol import Examples, Shard
 
 F32 = npt.NDArray[np.float32]
@@ -54,8 +54,8 @@ class ProxyFeatures(InputFeatures):
         out = np.empty((len(at), self.width), dtype=np.float32)
         size = self.spec.forward_rows
         rows = examples.position[at] - shard.position + shard.start
-        # As in scoring: on CUDA the last bits of a row can depend on its slot.
-        batches = rows_in_own_slots(rows, size) if self.device.type == "cuda" else rows_in_turn(len(at), size)
+        # As in scoring: the last bits of a row can depend on its slot.
+        batches = rows_in_own_slots(rows, size)
         with arithmetic(self.spec.numerics):
             for batch in batches:
                 taken = batch >= 0

@@ -9,14 +9,22 @@ import numpy as np
 import pytest
 from scipy.stats import linregress, t
 
-from benchmarks.scale import note
+from benchmarks.scale import known_lines, note
 from benchmarks.scale_calls import Counted, counted_stores
 from benchmarks.scale_fit import fit_power, greedy_bound, lower_bound
 from benchmarks.scale_plan import Cluster, cpu_of, stages
-from benchmarks.scale_tables import _slope, reads_a_megabyte
+from benchmarks.scale_tables import _slope, reads_a_megabyte, tables
 from cluster.storage import Store
 
+PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
+LINES = Path(__file__).parents[2] / "benchmarks" / "scale.jsonl"
 DECADES = [10.0**power for power in np.arange(1, 4.5, 0.5)]
+
+
+def test_every_line_of_the_tables_on_the_page_follows_from_what_was_measured() -> None:
+    page = set(PAGE.read_text().splitlines())
+    lines = [line for line in tables(known_lines(LINES)).splitlines() if line.startswith("|")]
+    assert len(lines) > 80 and [line for line in lines if line not in page] == []
 
 
 def test_an_exact_power_law_is_found_without_a_fixed_cost() -> None:

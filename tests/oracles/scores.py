@@ -67,7 +67,7 @@ def gradient_norms(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.
         for parameter in twin.parameters():
             if parameter.requires_grad and parameter.grad is not None:
                 gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-                total += float((gradient**2).sum())
+                total += float((gradient.abs() ** 2).sum())
         out.append(math.sqrt(total))
     return np.array(out)
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.tasks.grand_sequences import CLASSES, Attention, Encoder, Sequence, Text, Tied, Words, sequences, texts, tokens
+from tests.tasks.grand_uses import USES
 
 Tensor = torch.Tensor
 Case = tuple[Callable[[], nn.Module], Callable[[int], Tensor]]
@@ -269,6 +270,7 @@ CASES: dict[str, Case] = {
     "parametrized": (Parametrized, vectors()),
     "zero branch": (Zeroed, vectors()),
     "frozen parameters": (frozen, images()),
+    **USES,
 }
 
 

@@ -65,18 +65,19 @@ def data_spec(folder: Path, shard_rows: int = 50) -> DataSpec:
 class Base:
     """Hold a store with an index and two proxies."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, proxy: ProxySpec = PROXY) -> None:
+        self.proxy = proxy
         self.store = Store(str(folder / "store"))
         self.data = data_spec(write_data(folder / "data"))
         self.index = shard_stage(self.data, self.store, SerialPool())
         self.proxies = proxy_stage(
-            PROXY, ProxyInputs(self.data, self.index, checkpoints_needed(ALL), "", 0), self.store, SerialPool()
+            proxy, ProxyInputs(self.data, self.index, checkpoints_needed(ALL), "", 0), self.store, SerialPool()
         )
-        self.inputs = ScoreInputs(self.data, self.index, PROXY, self.proxies, "", 0)
+        self.inputs = ScoreInputs(self.data, self.index, proxy, self.proxies, "", 0)
         self.dataset = Dataset(self.data, self.index, self.store)
 
     def resharded(self, folder: Path, shard_rows: int) -> ScoreInputs:
         """Return the same inputs cut into other shards, with the same proxies."""
         data = data_spec(Path(self.data.train), shard_rows)
         index = shard_stage(data, self.store, SerialPool())
-        return ScoreInputs(data, index, PROXY, self.proxies, "", 0)
+        return ScoreInputs(data, index, self.proxy, self.proxies, "", 0)

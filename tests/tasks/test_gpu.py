@@ -10,7 +10,7 @@ import torch
 
 from tasks.arithmetic import arithmetic
 from tasks.recipe import Pipeline
-from tasks.scores import norms, score_batch
+from tasks.scores import score_batch
 from tasks.spec import Numerics, Recipe, Use
 from tests.oracles import scores as oracle
 from tests.tasks.grand_models import CASES, make
@@ -24,21 +24,13 @@ LOOPED_HERE = {**LOOPED, "recurrent": 2}
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_grand_on_the_gpu_is_the_length_of_each_examples_own_gradient(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, looped: list[int]
 ) -> None:
-    counts: list[int] = []
-    loop = norms._loop
-
-    def counting(model, inputs, parameters, root):  # type: ignore[no-untyped-def]
-        counts.append(len(parameters))
-        return loop(model, inputs, parameters, root)
-
-    monkeypatch.setattr(norms, "_loop", counting)
     model, inputs, targets = make(name, 12)
     with arithmetic(CUDA):
         found = score_batch(copy.deepcopy(model).cuda(), inputs.cuda(), targets, ["grand"])["grand"].cpu().numpy()
     np.testing.assert_allclose(found, oracle.gradient_norms(model, inputs, targets), rtol=1e-4)
-    assert counts == ([LOOPED_HERE[name]] if name in LOOPED_HERE else [])
+    assert looped == ([LOOPED_HERE[name]] if name in LOOPED_HERE else [])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from cluster.errors import InputError
-from tasks.scores import norms, score_batch
+from tasks.scores import norms, probing, score_batch
 from tasks.scores.convolution import Convolution, Geometry
 from tasks.scores.layout import Layout
 from tests.oracles import scores as oracle
 from tests.tasks.grand_models import CASES, CLASSES, make
+from tests.tasks.grand_uses import USES_LOOPED
 
 # Cases where some parameter has no form of its own, and how many: they take the loop, which is exact too.
 LOOPED = {
@@ -25,6 +26,7 @@ LOOPED = {
     "functional use": 1,
     "folded and shuffled examples": 2,
     "parametrized": 2,
+    **USES_LOOPED,
 }
 
 
@@ -34,20 +36,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def looped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that grows by the number of parameters whenever the loop is taken."""
-    counts: list[int] = []
-    loop = norms._loop
-
-    def counting(model, inputs, parameters, root):  # type: ignore[no-untyped-def]
-        counts.append(len(parameters))
-        return loop(model, inputs, parameters, root)
-
-    monkeypatch.setattr(norms, "_loop", counting)
-    return counts
 
 
 def grand(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
@@ -186,7 +174,7 @@ def test_layouts_are_probed_once_for_a_model(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(3):
         grand(model, inputs, targets)
     assert calls == [12, 12, 12]
-    assert len(norms._KNOWN[model]) == 1
+    assert len(probing._KNOWN[model]) == 1
 
 
 class Counting(nn.Module):
@@ -368,3 +356,10 @@ def test_grand_last_is_refused_where_it_would_not_be_exact() -> None:
     line = nn.Linear(CLASSES, CLASSES)
     with pytest.raises(InputError, match="called 2 times"):
         score_batch(nn.Sequential(line, nn.ReLU(), line), torch.randn(4, CLASSES), targets, ["grand_last"])
+
+    class Cosine(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(nn.functional.normalize(x), nn.functional.normalize(self.weight))
+
+    with pytest.raises(InputError, match="Cosine has a forward of its own"):
+        score_batch(Cosine(5, CLASSES, bias=False), torch.randn(4, 5), targets, ["grand_last"])

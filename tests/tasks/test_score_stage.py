@@ -36,6 +36,7 @@ from tasks.score_worker import score_unit
 from tasks.scores.uniform import uniform
 from tasks.shard import shard_stage
 from tasks.sources.spec import DataSpec
+from tasks.spec import Use
 from tasks.tables import footer_of, load_part
 from tests.oracles import scores as oracle
 from tests.tasks.score_case import ALL, CLASSES, PROXY, WIDTH, Base, data_spec, write_data
@@ -158,6 +159,17 @@ def test_scores_have_the_same_bits_for_any_shard_size(
     seal = score_stage(ALL, base.resharded(tmp_path, shard_rows), base.store, SerialPool())
     assert len(seal.parts) != len(scored.parts)
     assert rows_of(base.store, seal) == rows_of(base.store, scored)
+
+
+@pytest.mark.parametrize("hidden", [[8], [3]])
+def test_so_have_those_of_a_narrow_layer_whose_last_bits_depend_on_the_slot(hidden: list[int], tmp_path: Path) -> None:
+    proxy = PROXY.model_copy(update={"model": Use(use="mlp", args={"hidden": hidden})})
+    base = Base(tmp_path, proxy)
+    spec = ScoreSpec.model_validate({"scores": ["el2n", "grand", "grand_last", "margin"], "forward_rows": 32})
+    expected = rows_of(base.store, score_stage(spec, base.inputs, base.store, SerialPool()))
+    for shard_rows in (7, 33, 1000):
+        seal = score_stage(spec, base.resharded(tmp_path, shard_rows), base.store, SerialPool())
+        assert rows_of(base.store, seal) == expected
 
 
 def test_a_killed_stage_keeps_its_parts_and_scores_only_the_rest(base: Base, scored: Seal, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import CorruptError, InputError
+from tasks.hashing import hash64
 from tasks.samplers.design import proportional, split_budget, total_budget
 from tasks.selection import calibrated_selection, streamed_drawing, threshold
 from tasks.selection.order import kept_first_counts, sortable_bits, value_of
@@ -196,6 +199,52 @@ def test_a_first_cut_that_is_too_small_is_widened(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(streamed_drawing.StreamedDrawing, "_draw", counting)
     assert same(columns(rows, spec("exact", 0.1, 0.2), 1), usual)
     assert len(tries) == 2
+
+
+def test_a_first_cut_that_surely_takes_too_many_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = random_rows(20000, 7)
+    usual = columns(rows, spec("exact", 0.1, 0.2), 1)
+    tries = []
+    cuts = streamed_drawing.StreamedDrawing._cuts
+
+    def counting(self: streamed_drawing.StreamedDrawing, sigmas: float) -> object:
+        tries.append(sigmas)
+        share = self.budget.exploration / self.budget.complement
+        return streamed_drawing._Cuts(int(1.3 * share * 2.0**64), 2**64 - 1) if len(tries) == 1 else cuts(self, sigmas)
+
+    monkeypatch.setattr(streamed_drawing.StreamedDrawing, "_cuts", counting)
+    assert same(columns(rows, spec("exact", 0.1, 0.2), 1), usual)
+    assert len(tries) == 2
+
+
+def test_counts_of_pieces_with_other_codes_add_up_code_by_code() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        parts, truth = [], Counter[int]()
+        for _ in range(3):
+            codes = np.sort(generator.choice(50, 20, replace=False))
+            counts = generator.integers(1, 100, 20)
+            parts.append(threshold.Counted(codes, counts, int(codes[0]), int(codes[-1])))
+            truth.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
+        total = threshold.counted(parts)
+        assert dict(zip(total.codes.tolist(), total.counts.tolist(), strict=True)) == truth
+        assert (total.low_key, total.high_key) == (min(truth), max(truth))
+
+
+@pytest.mark.parametrize("spread", [1, 2**8, 2**20, 2**40])
+def test_keys_that_differ_in_their_last_bits_alone_are_told_apart(spread: int) -> None:
+    # Levels of 16 bits: a key is one value only where all of its bits are.
+    ids = np.random.default_rng(0).permutation(3000)
+    key = np.uint64(2**61) + (ids * spread).astype(np.uint64)
+    rows = threshold.KeyedRows(key, ids)
+
+    def tie(ids: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        return hash64("tie", 0, ids)
+
+    bounds = threshold.find_bounds([700], [3000], lambda count, _: [count(rows)], tie, 10)
+    below, inside = bounds.classify(rows, tie)
+    below[inside] = bounds.settle(threshold.KeyedRows(key[inside], ids[inside]), tie)
+    assert sorted(ids[below].tolist()) == list(range(700))
 
 
 def test_words_keep_the_order_of_numbers_and_come_back() -> None:

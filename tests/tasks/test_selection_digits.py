@@ -44,7 +44,7 @@ def test_the_largest_decimals_of_all_are_refused_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [pa.decimal128(10, 3), pa.decimal128(30, 3), pa.decimal128(38, 18), pa.decimal256(60, 40)])
 def test_decimals_that_floats_hold_are_ordered(tmp_path: Path, kind: pa.DataType) -> None:
-    values = [Decimal("0.3"), Decimal("0.125"), None, Decimal("1001.75"), Decimal("-3"), Decimal("1001.7"), Decimal(0), Decimal(1)]
+    values = [Decimal("0.3"), Decimal("0.125"), None, Decimal("1001.8"), Decimal("-3"), Decimal("1001.7"), Decimal(0), Decimal(9)]
     assert select(tmp_path, pa.array(values, kind), 3) == [3, 5]
 
 

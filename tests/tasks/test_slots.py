@@ -1,16 +1,16 @@
-"""Every row is in one batch, and on CUDA in a slot that does not depend on the shards."""
+"""Every row is in one batch, and in a slot that does not depend on the shards."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tasks.slots import rows_in_own_slots, rows_in_turn
+from tasks.slots import rows_in_own_slots
 
 
 @pytest.mark.parametrize("count", [0, 1, 16, 17, 100])
-def test_rows_in_turn_are_contiguous_and_the_last_batch_is_short(count: int) -> None:
-    found = rows_in_turn(count, 16)
+def test_rows_without_gaps_are_contiguous_and_the_last_batch_is_short(count: int) -> None:
+    found = rows_in_own_slots(np.arange(count), 16)
     assert found.shape == (-(-count // 16), 16)
     assert found[found >= 0].tolist() == list(range(count))
     assert (found[:-1] >= 0).all()
@@ -36,5 +36,5 @@ def test_a_row_has_the_same_slot_in_any_shards() -> None:
 
 def test_few_more_batches_are_needed_than_in_turn() -> None:
     rows = np.flatnonzero(np.random.default_rng(0).random(65536) < 0.9)
-    assert len(rows_in_own_slots(rows, 256)) <= 1.08 * len(rows_in_turn(len(rows), 256))
+    assert len(rows_in_own_slots(rows, 256)) <= 1.08 * len(rows) / 256
     assert len(rows_in_own_slots(np.arange(65536), 256)) == 256
