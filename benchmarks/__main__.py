@@ -1,8 +1,8 @@
 """Every comparison with a bar: `python -m benchmarks` (or `make bench`) prints one table and writes benchmarks/RESULTS.md.
 
 Each figure is a ratio of medians measured side by side in one run, after a warm-up. A part is written once it is measured, with
-its date, commit and versions; the parts not asked for stay as they were. --quick takes small sizes and two repeats: it shows
-that everything runs, says so, and writes build/RESULTS-quick.md.
+its date, commit and versions; the parts not asked for stay as they were. --quick takes two repeats, and small sizes where there
+are any: it shows that everything runs, says so, and writes build/RESULTS-quick.md.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def main() -> None:
         found += rows
         command = f"python -m benchmarks {name}{' --quick' if arguments.quick else ''}"
         said = f"`{command}`, {time.strftime('%Y-%m-%d')}, commit {commit()}, {time.monotonic() - begin:.0f} s."
-        small = ["", "**Small sizes, two repeats: these figures only show that it runs.**"] if arguments.quick else []
+        sizes = "Sizes of a full run" if name in ("grand", "startup") else "Small sizes"
+        small = ["", f"**{sizes}, two repeats: these figures only show that it runs.**"] if arguments.quick else []
         sections = read_sections(path) | {name: "\n".join([said, f"{versions()}.", *small, "", table(rows)])}
         path.write_text("\n\n".join([HEAD, *(f"## {one}\n\n{sections[one]}" for one in known if one in sections)]) + "\n")
     print(table(found))

@@ -100,6 +100,9 @@ def stages(lines: Sequence[Line], there: Cluster) -> str:
         more_written, more_read, _ = ((there.proxies - 1) * each for each in a_proxy_more(lines, stage))
         written = (moved[stage][0] + kept + more_written) * there.examples
         read = (moved[stage][1] + width + more_read) * there.examples
+        if stage == "subset":
+            # Every worker reads the whole selection, as `select` writes it.
+            read += there.cores_a_gpu * there.gpus * moved["select"][0] * there.examples
         cpu, low, high = cpu_of(lines, stage, there)
         cores = there.cores_a_gpu * there.gpus if stage != "select" else there.select_cores
         limits = {

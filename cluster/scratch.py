@@ -1,12 +1,14 @@
-"""Scratch folders with an owner: those that a killed process left behind are found and removed by later ones."""
+"""Scratch folders and files with an owner: those that a killed process left behind are found and removed by later ones."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -37,6 +39,34 @@ def owned_folder(purpose: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.close()
+
+
+@contextlib.contextmanager
+def owned_file(beside: Path) -> Iterator[Path]:
+    """Yield a new hidden file in the folder of `beside`, gone at the end of the block unless it was renamed.
+
+    Those that killed processes left there for the same name are removed first.
+    """
+    mark = re.compile(rf"\.{re.escape(beside.name)}\.[0-9a-f]{{32}}\Z")
+    # One may write into a folder that one may not list.
+    with contextlib.suppress(PermissionError):
+        for left in beside.parent.iterdir():
+            if mark.match(left.name):
+                with contextlib.suppress(OSError), left.open("rb") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    left.unlink()
+    path = beside.parent / f".{beside.name}.{uuid.uuid4().hex}"
+    # Locked before it has its name, as above.
+    new = path.with_name(f"{path.name}.new")
+    try:
+        with new.open("xb") as lock:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            new.rename(path)
+            yield path
+    finally:
+        for one in (new, path):
+            one.unlink(missing_ok=True)
 
 
 def sweep(base: Path | None = None) -> list[Path]:

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import re
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from cluster.errors import InputError, StoreError, StoreRefusedError, outage_of
 from cluster.file_errors import in_folders, naming
 from cluster.guarantees import LARGE, SMALL, Guarantees, probe
 from cluster.s3 import S3Objects, endpoint, trust_endpoint
+from cluster.scratch import owned_file, owned_folder
 
 LEFTOVER_SECONDS = 86_400
 FOLDER = "a folder"
@@ -361,25 +361,22 @@ def replace_uri(uri: str, data: bytes) -> None:
 def replacing_uri(uri: str) -> Iterator[Path]:
     """Yield the path of a scratch file to write; on a clean exit it takes the place of the user's `uri` atomically.
 
-    On any error the old object stays untouched. For what is too large to build in memory.
+    On any error the old object stays untouched; what a killed process left for the same URI is removed. For what is too large
+    to build in memory.
     """
     if uri.startswith("s3://"):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "object"
+        with owned_folder("out") as folder:
+            path = folder / "object"
             yield path
             S3Objects(uri.rpartition("/")[0]).replace_from(uri.rpartition("/")[2], path)
         return
     final = Path(uri.removeprefix("file://")).absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
-    scratch = final.parent / f".{final.name}.{uuid.uuid4().hex}"
-    try:
-        with naming(final.parent):
-            yield scratch
-            with scratch.open("rb+") as file:
-                os.fsync(file.fileno())
-            scratch.replace(final)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with naming(final.parent), owned_file(final) as scratch:
+        yield scratch
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        scratch.replace(final)
 
 
 def as_binary(data: bytes) -> BinaryIO:

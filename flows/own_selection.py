@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from cluster.errors import InputError
+from cluster.scratch import sweep
 from flows.cli import parse_params, print_json
 from flows.output import say
 from tasks.standalone import select_file
@@ -26,6 +27,7 @@ def run_select(
     """Select from any score table and print a summary."""
     if _lies_in_store(out):
         raise InputError(f"--out {out} lies in a store, whose objects are written once; name a place outside it")
+    sweep()
     summary = select_file(
         scores, score=score, direction=direction, keep=keep, protocol=protocol, alpha=alpha,
         params=parse_params(params), seed=seed, id_column=id_column, by=by, out=out, missing=missing,

@@ -38,14 +38,15 @@ def squares_one_by_one(
                 dense = gradient.to_dense() if gradient.is_sparse else gradient
                 flat = wide(torch.view_as_real(dense) if dense.is_complex() else dense).flatten()
                 out[number] += torch.linalg.vecdot(flat, flat)
-    _check_apart(logits, torch.cat(alone))
+    half = (torch.float16, torch.bfloat16)
+    rough = torch.is_autocast_enabled(inputs.device.type) or any(one.dtype in half for one in (logits, *model.parameters()))
+    _check_apart(logits, torch.cat(alone), _ALONE_HALF if rough else _ALONE)
     return out
 
 
-def _check_apart(logits: Tensor, alone: Tensor) -> None:
-    """Raise InputError where logits (B, K) of examples alone and in company differ by more than rounding."""
+def _check_apart(logits: Tensor, alone: Tensor, share: float) -> None:
+    """Raise InputError where logits (B, K) of examples alone and in company differ by more than that share of the largest."""
     difference, size = (logits - alone).abs().amax(1).nan_to_num(0.0, 0.0), logits.abs().nan_to_num(0.0, 0.0).max()
-    share = _ALONE if logits.dtype in (torch.float32, torch.float64) else _ALONE_HALF
     mixed = int(torch.count_nonzero(difference > share * size))
     if mixed:
         raise InputError(

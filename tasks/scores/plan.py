@@ -19,6 +19,8 @@ Signature = tuple[tuple[str, int, int, int, int], ...]
 
 @dataclass(frozen=True)
 class Use:
+    """Hold one use of a parameter, the operation that knows its gradients, and the number of its target."""
+
     site: Site
     operation: Operation
     target: int
@@ -42,6 +44,7 @@ class Plan:
 
 
 def plan_of(logits: Tensor, parameters: Sequence[torch.nn.Parameter]) -> Plan:
+    """Return the plan of a forward pass. Raises InputError for reentrant checkpointing, and as `recognise` does."""
     traced = trace(logits, parameters)
     if any("CheckpointFunction" in name for name in traced.names):
         raise InputError(

@@ -53,8 +53,8 @@ def find_repeats(
             if error.errno != errno.ENOSPC:
                 raise
             raise StageError(
-                f"the temporary folder {tempfile.gettempdir()} is full: {num_rows} ids in no order take {num_rows / 1.25e8:.1f} "
-                "GB there to be compared; free some room, set TMPDIR to another place, or write the scores by ascending id"
+                f"the temporary folder {tempfile.gettempdir()} is full: {num_rows} ids in no order take {num_rows / 1.25e5:,.0f} "
+                "MB there to be compared; free some room, set TMPDIR to another place, or write the scores by ascending id"
             ) from error
         for file in files:
             file.seek(0)

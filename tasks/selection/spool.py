@@ -139,6 +139,6 @@ def _naming(rows: int) -> Iterator[None]:
         if error.errno != errno.ENOSPC:
             raise
         raise StageError(
-            f"the temporary folder {tempfile.gettempdir()} is full: {rows} chosen rows take {rows * 9 / 1e9:.1f} GB there; "
+            f"the temporary folder {tempfile.gettempdir()} is full: {rows} chosen rows take {rows * 9 / 1e6:,.0f} MB there; "
             "free some room, or set TMPDIR to another place"
         ) from error

@@ -237,6 +237,27 @@ def test_pickles_as_its_uri(store: Store) -> None:
     assert isinstance(again.objects, FileObjects)
 
 
+ROOT = Path(__file__).parents[2]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    target, other = tmp_path / "out.bin", tmp_path / "out.bin.more"
+    code = "import os, signal, sys; from cluster.storage import replacing_uri\n" \
+           "with replacing_uri(sys.argv[1]) as path: path.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)"  # fmt: skip
+    for one in (target, other):
+        assert subprocess.run([sys.executable, "-c", code, str(one)], check=False, cwd=ROOT).returncode == -9
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(left) == 2
+    with replacing_uri(str(target)) as living:
+        living.write_bytes(b"slow")
+        with replacing_uri(str(target)) as path:
+            path.write_bytes(b"quick")
+            assert living.exists()
+    assert target.read_bytes() == b"slow"
+    # What is another file's is left alone.
+    assert {path.name for path in tmp_path.iterdir()} - {"out.bin"} == {name for name in left if ".more." in name}
+
+
 def test_user_files_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "out.bin"
     replace_uri(str(target), b"one")
