@@ -15,7 +15,7 @@ Processor time at 1e8, both threads together, is 4.4 to 6 s, DuckDB's top 9.1 to
 a row the scan and 6 the writing. Two thirds of the scan are Parquet's: 18 ns to decode id and score, 11 of them Snappy on the
 ids alone, which no reader escapes; the hash takes 4 ns. Were all but decoding and hashing free, 2.2 s would be left: the code
 is within a factor of 2 to 2.5 of that.
-Tried for Polars: `scan_parquet` with `top_k` and `sink_parquet`, 4 to 6 times as long as `read_parquet`.
+Tried for Polars: `scan_parquet` with `top_k` and `sink_parquet`, 6 to 8 times as long as `read_parquet`.
 Tried: a first pass over the scores for a histogram of 16 bits and one over the ids for repeats (3 passes: 8.6 s of the
 processor, 440 MiB); batches of 2^16 and 2^20 rows in place of 2^17 (hashing takes 4 ns a row up to 2^15 rows at once and 8
 beyond: it has its own steps); hashing in place (4 ns, too); memory maps, and whole row groups at once (14 ns a row for ids,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import re
@@ -27,7 +28,9 @@ def run_select(
     """Select from any score table and print a summary."""
     if _lies_in_store(out):
         raise InputError(f"--out {out} lies in a store, whose objects are written once; name a place outside it")
-    sweep()
+    # Where there is no temporary folder, a small table needs none.
+    with contextlib.suppress(OSError):
+        sweep()
     summary = select_file(
         scores, score=score, direction=direction, keep=keep, protocol=protocol, alpha=alpha,
         params=parse_params(params), seed=seed, id_column=id_column, by=by, out=out, missing=missing,
