@@ -343,18 +343,8 @@ def replace_uri(uri: str, data: bytes) -> None:
     if uri.startswith("s3://"):
         S3Objects(uri.rpartition("/")[0]).replace(uri.rpartition("/")[2], data)
         return
-    final = Path(uri.removeprefix("file://")).absolute()
-    final.parent.mkdir(parents=True, exist_ok=True)
-    scratch = final.parent / f".{final.name}.{uuid.uuid4().hex}"
-    try:
-        with naming(final.parent):
-            with scratch.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(final)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing_uri(uri) as scratch:
+        scratch.write_bytes(data)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tasks.proxy import ProxySpec
     from tasks.sources.spec import DataSpec
 
-VERSION = 3
+VERSION = 4
 NEVER_LEARNED = "never_learned"
 
 

@@ -42,7 +42,7 @@ def gradient_norms(
     if not parameters or logits.grad_fn is None:
         raise InputError("grand needs a model with at least one parameter that requires a gradient; it has none")
     if not len(inputs):
-        return torch.zeros(0, device=logits.device)
+        return torch.zeros(0, dtype=torch.float32, device=logits.device)
     plan = plan_of(logits, parameters)
     found, probed = layouts_of(model, inputs, logits, plan, parameters)
     outcome = _backward(logits, root(logits.detach(), slice(None)), plan, found, probed)
